@@ -1,0 +1,202 @@
+"""Ranks on this machine: joins those that torchrun started, else starts one per device."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+INTERRUPTED = 75  # exit status: saved, run the same command again to go on
+GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
+LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
+COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
+
+
+class Place(NamedTuple):
+    """This process among all, and where they meet.
+
+    Attributes:
+        rank: 0 <= rank < size.
+        size: ranks in all.
+        local_rank: this process among those of its machine.
+        local_size: ranks on this machine.
+        timeout_minutes: how long a collective may wait.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    timeout_minutes: float
+
+
+def launch(
+    run: Callable[[Place], int],
+    command: Sequence[str],
+    num_processes: int | None,
+    *,
+    timeout_minutes: "PositiveFloat",  # noqa: F821
+    port: "PositiveInt | None",  # noqa: F821
+) -> int:
+    """Calls `run` on every rank.
+
+    Args:
+        run: what one rank does; returns its exit status.
+        command: the command line that starts one more rank of the same run.
+        num_processes: ranks to start; None: one per visible GPU, or one on a CPU.
+        timeout_minutes: how long a collective may wait for the other ranks.
+        port: TCP port where the ranks meet; None: a free one.
+
+    Returns:
+        The exit status of the whole: the first that is neither 0 nor 75, else 75 where any rank was interrupted, else 0.
+
+    Raises:
+        ValueError: `port` is in use.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        watch_lifeline()
+        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+        return run(
+            Place(
+                rank=int(os.environ["RANK"]),
+                size=int(os.environ["WORLD_SIZE"]),
+                local_rank=local_rank,
+                local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
+                timeout_minutes=timeout_minutes,
+            )
+        )
+    count = num_processes or count_devices()
+    if count == 1:
+        os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
+        return run(Place(0, 1, 0, 1, timeout_minutes))
+    return start_ranks(list(command), count, free_port() if port is None else claimed_port(port))
+
+
+def count_devices() -> int:
+    import torch
+
+    return max(1, torch.cuda.device_count())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def claimed_port(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ValueError(
+                f"cluster.port={port} cannot be used ({error.strerror}): choose another, or null for a free one"
+            ) from error
+    return port
+
+
+def start_ranks(command: list[str], count: int, port: int) -> int:
+    """Starts `count` processes, passes signals on to them, and ends all when one fails."""
+    lifeline, held = os.pipe()
+    with tempfile.TemporaryDirectory(prefix="bgetrain-") as complaints:
+        shared = {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_WAIT_POLICY": "passive",  # spinning threads cost up to 5x CPU where ranks share cores
+            LIFELINE: str(lifeline),
+            COMPLAINTS: complaints,
+        }
+        ranks = [
+            subprocess.Popen(
+                command,
+                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                pass_fds=[lifeline],
+                start_new_session=True,  # a Ctrl-C reaches the ranks once, from here, not also from the terminal
+                stdin=subprocess.DEVNULL,
+            )
+            for rank in range(count)
+        ]
+        os.close(lifeline)
+        try:
+            status = wait(ranks)
+        finally:
+            end(ranks)
+            os.close(held)
+        for line in dict.fromkeys(path.read_text("utf8") for path in sorted(Path(complaints).iterdir())):
+            print(line, file=sys.stderr)
+    return status
+
+
+def wait(ranks: list[subprocess.Popen]) -> int:
+    """Waits for all ranks; the first interrupt is passed on, the second ends them, and so does the failure of one."""
+    interrupts = 0
+
+    def pass_on(number: int, _frame: object) -> None:
+        nonlocal interrupts
+        interrupts += 1
+        for rank in ranks:
+            if rank.poll() is None:
+                rank.send_signal(number if interrupts == 1 else signal.SIGKILL)
+
+    earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while True:
+            statuses = [rank.poll() for rank in ranks]
+            failed = [status for status in statuses if status not in (None, 0, INTERRUPTED)]
+            if interrupts > 1:
+                return INTERRUPTED if not failed else 1
+            if failed:
+                time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
+                return next((status for status in failed if status > 0), 1)
+            if None not in statuses:
+                return INTERRUPTED if INTERRUPTED in statuses else 0
+            time.sleep(0.05)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def end(ranks: list[subprocess.Popen]) -> None:
+    """Asks the ranks that still run to end, then ends them."""
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.terminate()
+    deadline = time.monotonic() + GRACE_SECONDS
+    for rank in ranks:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+
+
+def watch_lifeline() -> None:
+    """Ends this process when its launcher is gone: the launcher's end of the pipe closes with it."""
+    descriptor = os.environ.pop(LIFELINE, None)
+    if descriptor is None:
+        return
+
+    def watch() -> None:
+        os.read(int(descriptor), 1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def complain(line: str) -> None:
+    """Says one line of error: through the launcher where there is one, so that equal lines of all ranks come once."""
+    folder = os.environ.get(COMPLAINTS)
+    if folder and Path(folder).is_dir():
+        (Path(folder) / f"{int(os.environ.get('RANK', 0)):06d}").write_text(line, "utf8")
+    else:
+        rank = os.environ.get("RANK", "0")
+        print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)

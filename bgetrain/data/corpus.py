@@ -1,0 +1,221 @@
+"""Retrieval sets: folders in BEIR layout (Thakur et al. 2021, arXiv:2104.08663), and this machine's Python as one."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bgetrain.data import rows as row_files
+from bgetrain.data.files import either, existing, lines
+from bgetrain.data.pydocs import harvest
+from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source, Texts
+
+
+def beir(
+    path: str,
+    *,
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    missing_negatives: MissingNegatives,
+    split: str,
+) -> Source:
+    """Opens a folder with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`.
+
+    Training rows are the relevant pairs of `qrels/train.tsv`, texts for pre-training the corpus.
+
+    Args:
+        path: the folder.
+        query_max_len: tokens of a query, special tokens included.
+        passage_max_len: the same for passages.
+        query_instruction: put before every query.
+        missing_negatives: what to do where group_size > 1, since qrels name no negatives.
+        split: which qrels evaluation and mining use.
+
+    Raises:
+        ValueError: the folder or one of its files is missing.
+    """
+    folder = existing(path, "data.path")
+    files = [either(folder, "corpus.jsonl"), either(folder, "queries.jsonl"), *sorted(folder.glob("qrels/*.tsv"))]
+    return Source(
+        f"data=beir data.path={path}",
+        lambda: ListedTexts([passage for passage in read_corpus(folder).values() if passage]),
+        lambda: BeirRows(folder, "train"),
+        lambda name: read_beir(folder, name),
+        [str(each) for each in files],
+        split,
+        query_max_len,
+        passage_max_len,
+        query_instruction,
+        missing_negatives,
+    )
+
+
+def pydocs(
+    *,
+    packages: list[str] | None,
+    max_files: PositiveInt,
+    max_rows: PositiveInt,
+    max_characters: PositiveInt,
+    num_workers: PositiveInt,
+    cache: str,
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    missing_negatives: MissingNegatives,
+    split: str,
+) -> Source:
+    """Opens the Python of this machine as a retrieval set, harvesting it the first time.
+
+    Args:
+        packages: top-level modules to read; None: the standard library and all that is installed.
+        max_files: cap on files read.
+        max_rows: cap on pairs kept.
+        max_characters: of a passage; longer ones are cut.
+        num_workers: processes that parse.
+        cache: folder where harvests are kept.
+        others: as for `beir`.
+    """
+    folder = harvest(
+        Path(cache).expanduser() / "pydocs",
+        packages=packages,
+        max_files=max_files,
+        max_rows=max_rows,
+        max_characters=max_characters,
+        num_workers=num_workers,
+    )
+    texts: Callable[[], Texts] = row_files.ArrowTexts([str(folder / "train" / "texts.jsonl")], None, {}).open
+    return Source(
+        "data=pydocs",
+        texts,
+        lambda: BeirRows(folder / "train", "train"),
+        lambda name: read_beir(split_folder(folder, name), name),
+        [str(each) for each in sorted(folder.rglob("*.*")) if each.name != "harvest.json"],
+        split,
+        query_max_len,
+        passage_max_len,
+        query_instruction,
+        missing_negatives,
+    )
+
+
+def split_folder(folder: Path, split: str) -> Path:
+    if split not in ("train", "dev", "test"):
+        raise ValueError(f"data.split must be train, dev or test, got {split!r}")
+    return folder / split
+
+
+class ListedTexts:
+    """Texts in memory."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, indices: Sequence[int]) -> list[str]:
+        return [self.texts[index] for index in indices]
+
+
+class BeirRows:
+    """The queries of one split with their relevant passages.
+
+    Raises:
+        ValueError: the split has no query with a passage that the corpus holds.
+    """
+
+    def __init__(self, folder: Path, split: str) -> None:
+        corpus, queries = read_corpus(folder), read_queries(folder)
+        self.rows, self.places = [], []
+        for query_id, (passage_ids, where) in read_qrels(folder, split).items():
+            positives = [corpus[each] for each in passage_ids if corpus.get(each)]
+            if positives:
+                self.rows.append(Row(known_query(queries, query_id, where), positives, [], None))
+                self.places.append(where)
+        if not self.rows:
+            raise ValueError(f"{folder}/qrels/{split}.tsv: no query of it has a passage that the corpus holds")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        return [self.rows[index] for index in indices]
+
+    def where(self, index: int) -> str:
+        return self.places[index]
+
+
+def read_beir(folder: Path, split: str) -> Retrieval:
+    """Reads the whole corpus and the queries of one split.
+
+    Raises:
+        ValueError: a malformed line, an empty set, a query in the qrels that `queries.jsonl` lacks.
+    """
+    corpus, queries = read_corpus(folder), read_queries(folder)
+    qrels = read_qrels(folder, split)
+    texts = [known_query(queries, query_id, where) for query_id, (_, where) in qrels.items()]
+    relevant = {query_id: passages for query_id, (passages, _) in qrels.items()}
+    return Retrieval(list(corpus), list(corpus.values()), list(qrels), texts, [None] * len(texts), relevant)
+
+
+def known_query(queries: dict[str, str], query_id: str, where: str) -> str:
+    if query_id not in queries:
+        raise ValueError(f"{where}: query {query_id!r} is not in queries.jsonl")
+    return queries[query_id]
+
+
+def read_corpus(folder: Path) -> dict[str, str]:
+    """Passage name -> `(title + " " + text).strip()`."""
+    found = {}
+    path = either(folder, "corpus.jsonl")
+    for value, where in lines(path):
+        title, text = value.get("title") or "", value.get("text")
+        if not isinstance(text, str) or not isinstance(title, str):
+            raise ValueError(f"{where}: 'text' must be a text and 'title' a text or absent")
+        found[identity(value, where)] = f"{title} {text}".strip()
+    if not found:
+        raise ValueError(f"{path}: no passages in it")
+    return found
+
+
+def read_queries(folder: Path) -> dict[str, str]:
+    """Query name -> text."""
+    found = {}
+    path = either(folder, "queries.jsonl")
+    for value, where in lines(path):
+        text = value.get("text")
+        if not isinstance(text, str) or not text.strip():
+            raise ValueError(f"{where}: 'text' of a query must be a text that is not empty, got {row_files.brief(text)}")
+        found[identity(value, where)] = text
+    if not found:
+        raise ValueError(f"{path}: no queries in it")
+    return found
+
+
+def identity(value: dict[str, object], where: str) -> str:
+    if not isinstance(value.get("_id"), str | int) or value["_id"] == "":
+        raise ValueError(f"{where}: has no '_id'")
+    return str(value["_id"])
+
+
+def read_qrels(folder: Path, split: str) -> dict[str, tuple[dict[str, int], str]]:
+    """Query name -> (passage name -> relevance above 0, `FILE:LINE` of the first).
+
+    Raises:
+        ValueError: no such split, a line that is not `query-id<TAB>corpus-id<TAB>score`, no relevant pair.
+    """
+    path = folder / "qrels" / f"{split}.tsv"
+    if not path.is_file():
+        known = ", ".join(sorted(each.stem for each in folder.glob("qrels/*.tsv"))) or "none"
+        raise ValueError(f"{path}: no such file; the splits in {folder / 'qrels'} are: {known}")
+    found: dict[str, tuple[dict[str, int], str]] = {}
+    for number, line in enumerate(path.read_text("utf8").splitlines(), 1):
+        cells = line.split("\t")
+        if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
+            continue
+        if len(cells) != 3 or not cells[2].strip().lstrip("-").isdigit():
+            raise ValueError(f"{path}:{number}: must be query-id, corpus-id and a whole number with tabs between, got {line[:80]!r}")
+        if int(cells[2]) > 0:
+            found.setdefault(cells[0], ({}, f"{path}:{number}"))[0][cells[1]] = int(cells[2])
+    if not found:
+        raise ValueError(f"{path}: no relevant pair in it")
+    return found

@@ -1,0 +1,83 @@
+"""Lines of JSON from plain or compressed files, with the place of every fault."""
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+EDGE = 1 << 20  # bytes hashed at each end of a file
+
+
+class Line(NamedTuple):
+    """One JSON object and where it stands, as `FILE:LINE`."""
+
+    value: dict[str, Any]
+    where: str
+
+
+def existing(path: str, key: str) -> Path:
+    """The path, with `~` expanded.
+
+    Raises:
+        ValueError: nothing is there; names the config key that points at it.
+    """
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise ValueError(f"{key}={path}: no such file or folder")
+    return found
+
+
+def either(folder: Path, name: str) -> Path:
+    """`folder/name` or `folder/name.gz`, whichever is there.
+
+    Raises:
+        ValueError: neither is.
+    """
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise ValueError(f"{folder}: has neither {name} nor {name}.gz")
+
+
+def lines(path: Path) -> Iterator[Line]:
+    """The JSON objects of a file, one a line; empty lines are passed over.
+
+    Raises:
+        ValueError: a line that is no JSON object, or bytes that are no UTF-8 or no gzip; names file and line.
+    """
+    number = 0
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf8") as handle:
+            for number, text in enumerate(handle, 1):
+                if text.strip():
+                    yield Line(parsed(text, f"{path}:{number}"), f"{path}:{number}")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number + 1}: not UTF-8 text: {error.reason}") from error
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
+
+
+def parsed(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: must be a JSON object such as {{"query": "...", "pos": ["..."]}}, got {text.strip()[:60]}')
+    return value
+
+
+def fingerprint(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Size and a hash of both ends of each file, enough to tell that a file has changed."""
+    found = {}
+    for path in map(Path, paths):
+        digest = hashlib.sha256()
+        with path.open("rb") as handle:
+            digest.update(handle.read(EDGE))
+            handle.seek(max(0, path.stat().st_size - EDGE))
+            digest.update(handle.read(EDGE))
+        found[str(path)] = {"bytes": path.stat().st_size, "sha256_of_ends": digest.hexdigest()}
+    return found

@@ -1,0 +1,314 @@
+"""Labelled rows and texts from JSONL, parquet and the hub, checked once and then memory-mapped as Arrow."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bgetrain.data.files import Line, existing, lines
+from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
+
+FORMAT = 1  # of the cached Arrow files; a change makes old ones unused
+ROW_COLUMNS = ("query", "pos", "neg", "prompt")
+
+
+def jsonl(
+    files: list[str],
+    *,
+    columns: dict[str, str],
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    missing_negatives: MissingNegatives,
+    split: str,
+) -> Source:
+    """Opens files of rows `{"query", "pos", "neg", "prompt"}`, FlagEmbedding's format; `neg` and `prompt` are optional.
+
+    Args:
+        files: `.jsonl`, `.jsonl.gz`, `.json` or `.parquet`; patterns such as `parts/*.jsonl` are expanded.
+        columns: our name -> theirs.
+        query_max_len: tokens of a query, special tokens included.
+        passage_max_len: the same for passages.
+        query_instruction: put before a query whose row has no `prompt`.
+        missing_negatives: what to do with rows without `neg` where group_size > 1.
+        split: a name for messages; the files hold one split.
+
+    Raises:
+        ValueError: a file is missing.
+    """
+    paths = [str(path) for pattern in files for path in matching(pattern)]
+    if not paths:
+        raise ValueError("data.files=[] is empty: give at least one file")
+    check_columns(columns, ROW_COLUMNS)
+    rows = ArrowRows(paths, None, dict(columns))
+    limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
+    return Source("data=jsonl", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+
+
+def text(
+    files: list[str],
+    *,
+    columns: dict[str, str],
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    split: str,
+) -> Source:
+    """Opens files of texts `{"text": str}` for pre-training; arguments as for `jsonl`."""
+    paths = [str(path) for pattern in files for path in matching(pattern)]
+    if not paths:
+        raise ValueError("data.files=[] is empty: give at least one file")
+    check_columns(columns, ("text",))
+    texts = ArrowTexts(paths, None, dict(columns))
+    limits = (split, query_max_len, passage_max_len, query_instruction, "refuse")
+    return Source("data=text", texts.open, None, None, paths, *limits)
+
+
+def hub(
+    path: str,
+    *,
+    config: str | None,
+    columns: dict[str, str],
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    missing_negatives: MissingNegatives,
+    split: str,
+) -> Source:
+    """Opens a data set of the Hugging Face hub, or a local folder that holds the same files.
+
+    A passage may be a text or an object with `title` and `text`, as Tevatron's sets have it.
+
+    Args:
+        path: hub id, or a folder.
+        config: the set's configuration; None: its only one.
+        columns: our name -> theirs; with `text` among ours the set is one of texts, else of labelled rows.
+        others: as for `jsonl`.
+    """
+    limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
+    paths = [str(each) for each in sorted(Path(path).rglob("*")) if each.is_file()] if Path(path).is_dir() else []
+    origin = {"path": path, "config": config, "split": split}
+    if "text" in columns:
+        check_columns(columns, ("text",))
+        texts = ArrowTexts(paths, origin, dict(columns))
+        return Source(f"data={path}", texts.open, None, None, paths, *limits)
+    check_columns(columns, ROW_COLUMNS)
+    rows = ArrowRows(paths, origin, dict(columns))
+    return Source(f"data={path}", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+
+
+def matching(pattern: str) -> list[Path]:
+    """The files that a path or a pattern names, sorted.
+
+    Raises:
+        ValueError: there is none.
+    """
+    path = Path(pattern).expanduser()
+    if any(sign in pattern for sign in "*?["):
+        found = sorted(each for each in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if each.is_file())
+        if not found:
+            raise ValueError(f"data.files: {pattern} matches no file")
+        return found
+    return [existing(pattern, "data.files")]
+
+
+def check_columns(columns: Mapping[str, str], known: Sequence[str]) -> None:
+    for name in columns:
+        if name not in known:
+            raise ValueError(f"data.columns has no key {name!r}: it maps {', '.join(known)} to your names")
+
+
+class ArrowRows:
+    """Labelled rows in an Arrow file; `open` reads and checks the sources the first time."""
+
+    def __init__(self, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> None:
+        self.paths, self.origin, self.columns = paths, origin, columns
+        self.table: Any = None
+
+    def open(self) -> "ArrowRows":
+        from datasets import Features, List, Value
+
+        if self.table is None:
+            texts = List(Value("large_string"))
+            shape = {"query": Value("large_string"), "pos": texts, "neg": texts, "prompt": Value("string"), "where": Value("string")}
+            self.table = cached(labelled, self.paths, self.origin, self.columns, Features(shape))
+        return self
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        found = self.table[list(indices)]
+        columns = (found["query"], found["pos"], found["neg"], found["prompt"])
+        return [Row(*values) for values in zip(*columns, strict=True)]
+
+    def where(self, index: int) -> str:
+        return str(self.table[index]["where"])
+
+
+class ArrowTexts:
+    """Texts in an Arrow file; `open` reads and checks the sources the first time."""
+
+    def __init__(self, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> None:
+        self.paths, self.origin, self.columns = paths, origin, columns
+        self.table: Any = None
+
+    def open(self) -> "ArrowTexts":
+        from datasets import Features, Value
+
+        if self.table is None:
+            self.table = cached(texts_only, self.paths, self.origin, self.columns, Features({"text": Value("large_string")}))
+        return self
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def take(self, indices: Sequence[int]) -> list[str]:
+        return list(self.table[list(indices)]["text"])
+
+
+class RowTexts:
+    """The first positive of each row, as texts."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: Sequence[int]) -> list[str]:
+        return [row.positives[0] for row in self.rows.take(indices)]
+
+
+def cached(read: Any, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str], features: Any) -> Any:
+    """Runs `read` over the sources into an Arrow file, once for each state of the sources, and maps that file.
+
+    Raises:
+        ValueError: what `read` raises, or no row at all.
+    """
+    from datasets import Dataset, disable_progress_bars
+    from datasets.exceptions import DatasetGenerationError
+
+    disable_progress_bars()
+    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
+    key = json.dumps([FORMAT, read.__name__, stamps, origin, columns], sort_keys=True)
+    arguments = {"paths": paths, "origin": origin, "columns": columns}
+    try:
+        table = Dataset.from_generator(
+            read, features=features, gen_kwargs=arguments, fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32]
+        )
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+    if len(table) == 0:
+        raise ValueError(f"{', '.join(paths) or (origin or {}).get('path')}: no rows in it")
+    return table
+
+
+def raw(paths: list[str], origin: dict[str, Any] | None) -> Iterator[Line]:
+    """All rows of the sources as they are, with their places."""
+    if origin is not None:
+        for number, row in enumerate(reached(origin), 1):
+            yield Line(row, f"{origin['path']}, row {number}")
+        return
+    for path in map(Path, paths):
+        if path.suffix == ".parquet":
+            yield from parquet(path)
+        else:
+            yield from lines(path)
+
+
+def parquet(path: Path) -> Iterator[Line]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        for group in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
+            for number, row in enumerate(group.to_pylist(), 1):
+                yield Line(row, f"{path}, row {number}")
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def reached(origin: dict[str, Any]) -> Any:
+    """Loads a hub data set or a local copy of one.
+
+    Raises:
+        ValueError: it cannot be reached; says how to point at a local copy.
+    """
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetNotFoundError
+
+    path = origin["path"]
+    try:
+        return load_dataset(path, None if Path(path).is_dir() else origin["config"], split=origin["split"])
+    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(
+            f"data.path={path}: cannot be reached on the hub and is no local folder ({reason}); point data.path at a local "
+            f"copy, or use files of your own with data=jsonl data.files=[train.jsonl]"
+        ) from error
+
+
+def labelled(paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    for row, where in raw(paths, origin):
+        yield {**checked(row, columns, where), "where": where}
+
+
+def texts_only(paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
+    name = columns.get("text", "text")
+    for row, where in raw(paths, origin):
+        value = row.get(name)
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {brief(value)}")
+        yield {"text": value}
+
+
+def checked(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
+    """A row under our names.
+
+    Raises:
+        ValueError: the query or a passage is missing, empty or no text; names the place.
+    """
+    names = {ours: columns.get(ours, ours) for ours in ROW_COLUMNS}
+    query, prompt = row.get(names["query"]), row.get(names["prompt"])
+    if names["query"] not in row:
+        raise ValueError(f"{where}: has no {names['query']!r}; its keys are {', '.join(row)}: map them with data.columns")
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError(f"{where}: {names['query']!r} must be a text that is not empty, got {brief(query)}")
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"{where}: {names['prompt']!r} must be a text, got {brief(prompt)}")
+    positives = passages(row.get(names["pos"]), names["pos"], where)
+    if not positives:
+        raise ValueError(f"{where}: {names['pos']!r} must list at least one passage, got {brief(row.get(names['pos']))}")
+    return {"query": query, "pos": positives, "neg": passages(row.get(names["neg"]), names["neg"], where), "prompt": prompt}
+
+
+def passages(values: Any, name: str, where: str) -> list[str]:
+    """A list of passages: texts, or objects with `title` and `text`; one alone counts as a list of one."""
+    if values is None:
+        return []
+    found = []
+    for value in [values] if isinstance(values, str | dict) else values:
+        passage = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
+        if not isinstance(passage, str) or not passage.strip():
+            raise ValueError(f"{where}: every passage of {name!r} must be a text that is not empty, got {brief(value)}")
+        found.append(passage)
+    return found
+
+
+def brief(value: Any) -> str:
+    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+
+
+def as_retrieval(rows: Any) -> Retrieval:
+    """All passages of labelled rows as a corpus, each text once, and their queries."""
+    passage_ids: dict[str, str] = {}
+    taken = rows.take(range(len(rows)))
+    for row in taken:
+        for passage in [*row.positives, *row.negatives]:
+            passage_ids.setdefault(passage, f"p{len(passage_ids)}")
+    query_ids = [f"q{number}" for number in range(len(taken))]
+    qrels = {name: {passage_ids[each]: 1 for each in row.positives} for name, row in zip(query_ids, taken, strict=True)}
+    queries, prompts = [row.query for row in taken], [row.prompt for row in taken]
+    return Retrieval(list(passage_ids.values()), list(passage_ids), query_ids, queries, prompts, qrels)

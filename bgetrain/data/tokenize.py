@@ -1,0 +1,119 @@
+"""Texts to ragged token ids, their cut into chunks, and a vocabulary for those who have none."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bgetrain.types import Chunk, Ragged
+
+SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int) -> Ragged:
+    """Token ids of each text with its special tokens, cut at `max_len`.
+
+    Args:
+        tokenizer: a fast tokenizer of transformers.
+        max_len: tokens, special tokens included.
+    """
+    ids = encode(tokenizer, texts, max_len)["input_ids"]
+    return ragged(ids)
+
+
+def tokenize_words(tokenizer: Any, texts: Sequence[str], max_len: int) -> tuple[Ragged, Tensor]:
+    """As `tokenize`, with the word of each token: int64 [T], -1 on special tokens."""
+    encoded = encode(tokenizer, texts, max_len)
+    text = ragged(encoded["input_ids"])
+    words = [-1 if word is None else word for number in range(len(texts)) for word in encoded.word_ids(number)]
+    return text, torch.tensor(words, dtype=torch.int64)
+
+
+def encode(tokenizer: Any, texts: Sequence[str], max_len: int) -> Any:
+    return tokenizer(
+        list(texts), truncation=True, max_length=max_len, return_attention_mask=False, return_token_type_ids=False
+    )
+
+
+def ragged(ids: Sequence[Sequence[int]]) -> Ragged:
+    """Lays lists of token ids end to end."""
+    lengths = torch.tensor([len(each) for each in ids], dtype=torch.int64)
+    flat = np.fromiter((token for each in ids for token in each), np.int64, int(lengths.sum()))
+    return Ragged(torch.from_numpy(flat), lengths)
+
+
+def join(*parts: Ragged) -> Ragged:
+    """The texts of all parts, one after the other."""
+    return Ragged(torch.cat([part.ids for part in parts]), torch.cat([part.lengths for part in parts]))
+
+
+def cut(lengths: Tensor, chunk_tokens: int) -> list[Tensor]:
+    """Groups texts of similar length so that each group, padded, holds at most `chunk_tokens` tokens.
+
+    Args:
+        lengths: int64 [N].
+        chunk_tokens: a single text longer than this makes a group of its own.
+
+    Returns:
+        int64 indices of each group, shortest texts first; every text is in one group.
+    """
+    order = torch.argsort(lengths, stable=True)
+    groups, first = [], 0
+    ordered = lengths[order].tolist()
+    for last, length in enumerate(ordered):
+        if (last - first + 1) * length > chunk_tokens and last > first:
+            groups.append(order[first:last])
+            first = last
+    return [*groups, order[first:]] if ordered else groups
+
+
+def pad(text: Ragged, indices: Tensor, pad_id: int) -> Chunk:
+    """Pads the texts at `indices` to the longest of them.
+
+    Returns:
+        ids [N, L] and mask [N, L], the mask None where all are of one length.
+    """
+    lengths = text.lengths[indices]
+    width = int(lengths.max())
+    starts = (text.lengths.cumsum(0) - text.lengths)[indices]
+    columns = torch.arange(width)
+    mask = columns < lengths[:, None]  # [N, L]
+    # positions past the end of a text are clamped, then overwritten by padding
+    places = (starts[:, None] + columns).clamp(max=len(text.ids) - 1)
+    if bool(mask.all()):
+        return Chunk(text.ids[places], None)
+    return Chunk(torch.where(mask, text.ids[places], pad_id), mask)
+
+
+def train_wordpiece(texts: Iterable[str], vocab_size: int, max_len: int) -> Any:
+    """Trains a lower-casing WordPiece tokenizer, as BERT has it, on `texts`.
+
+    Returns:
+        A fast tokenizer of transformers with BERT's special tokens.
+
+    Raises:
+        ValueError: `texts` are empty.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() <= len(SPECIALS):
+        raise ValueError("a vocabulary cannot be trained: the data has no training texts")
+    cls_id, sep_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_len,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )

@@ -1,0 +1,216 @@
+"""DeepSpeed ZeRO 0-3 behind a few verbs; the only file that imports deepspeed."""
+
+import difflib
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from bgetrain.types import NonNegativeFloat, TrainState, World
+
+logging.disable(logging.WARNING)  # importing deepspeed warns that a CPU is a CPU
+import deepspeed  # noqa: E402
+from deepspeed.runtime import constants  # noqa: E402
+from deepspeed.utils import (  # noqa: E402
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+
+logging.disable(logging.NOTSET)
+logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # deepspeed calls older names
+# on a CPU deepspeed would compile a shared-memory all-reduce, which needs g++, ninja and over a minute
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+class Engine:
+    """A module that trains under DeepSpeed; every method is called on all ranks in the same order.
+
+    Args:
+        core: what `deepspeed.initialize` returned.
+        world: all ranks.
+        zero_stage: 0 to 3.
+    """
+
+    def __init__(self, core: Any, world: World, zero_stage: int) -> None:
+        self.core, self.world, self.zero_stage = core, world, zero_stage
+        self.peaks = [group["lr"] for group in core.optimizer.param_groups]
+
+    def forward(self, *arguments: Any) -> Any:
+        """Calls the module."""
+        return self.core(*arguments)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Adds the gradient of `loss`, whose sum over ranks is the global loss.
+
+        Args:
+            loss: fp32 scalar.
+            last: no backward follows before `step`.
+        """
+        self.core.set_gradient_accumulation_boundary(last)
+        self.core.backward(loss * self.world.size)  # deepspeed averages over ranks, our losses add up
+
+    def step(self) -> float:
+        """Clips, updates and clears; returns the gradient's 2-norm over all parameters, before clipping."""
+        norm = local_norm(self.core.module) if self.zero_stage == 0 else None
+        self.core.step()
+        return float(self.core.get_global_grad_norm() if norm is None else norm)
+
+    def set_rate(self, factor: float) -> None:
+        """Sets the learning rate to `factor` times its peak; returns nothing, `rate` tells it."""
+        for group, peak in zip(self.core.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
+
+    def rate(self) -> float:
+        """The learning rate of the coming step."""
+        return float(self.core.optimizer.param_groups[0]["lr"])
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: each for name, each in self.core.module.named_parameters() if each.requires_grad}
+
+    def weights(self) -> dict[str, Tensor]:
+        """All trained parameters, whole, in fp32, on the host; the same on every rank."""
+        if self.zero_stage == 0:
+            return {name: each.detach().float().cpu().clone() for name, each in self.trained().items()}
+        return {name: safe_get_full_fp32_param(each).cpu().clone() for name, each in self.trained().items()}
+
+    def state(self, step: int) -> TrainState:
+        """What a checkpoint holds; independent of world size and ZeRO stage."""
+        inner = inner_optimizer(self.core.optimizer)
+        counters, names = {}, []
+        for state in list(inner.state.values())[:1]:
+            counters = {name: float(value) for name, value in state.items() if is_counter(value)}
+            names = [name for name, value in state.items() if isinstance(value, Tensor) and not is_counter(value)]
+        link_states(self.core.optimizer)
+        moments = {}
+        for name, each in self.trained().items():
+            if self.zero_stage == 0:
+                whole = {key: inner.state[each][key] for key in names}
+            else:
+                whole = {key: safe_get_full_optimizer_state(each, key) for key in names}
+            moments[name] = {key: value.detach().float().cpu().clone().view(shape_of(each)) for key, value in whole.items()}
+        return TrainState(step, self.weights(), moments, counters, {})
+
+    def load(self, state: TrainState, probe: Callable[[], Tensor]) -> None:
+        """Takes over a state saved under any world size and ZeRO stage.
+
+        Args:
+            state: of the same parameters.
+            probe: a forward pass that reaches every parameter; one step at learning rate 0 makes deepspeed create the
+                optimizer states, which are then overwritten.
+        """
+        groups = self.core.optimizer.param_groups
+        kept = [(group["lr"], group["weight_decay"]) for group in groups]
+        for group in groups:
+            group["lr"], group["weight_decay"] = 0.0, 0.0
+        self.backward(probe() * 0.0, last=True)
+        self.core.step()
+        for group, (rate, decay) in zip(groups, kept, strict=True):
+            group["lr"], group["weight_decay"] = rate, decay
+        inner = inner_optimizer(self.core.optimizer)
+        link_states(self.core.optimizer)
+        for name, each in self.trained().items():
+            if self.zero_stage == 0:
+                with torch.no_grad():
+                    each.copy_(state.parameters[name])
+                for key, value in state.moments[name].items():
+                    inner.state[each][key].copy_(value)
+                continue
+            safe_set_full_fp32_param(each, state.parameters[name].to(self.world.device))
+            for key, value in state.moments[name].items():
+                safe_set_full_optimizer_state(each, value.to(self.world.device), key)
+        for held in inner.state.values():
+            for key, value in state.counters.items():
+                held[key] = torch.full_like(held[key], value) if isinstance(held.get(key), Tensor) else value
+
+
+def start(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    precision: str,
+    world: World,
+    gradient_clipping: NonNegativeFloat,
+    zero_optimization: dict[str, Any],
+    **others: Any,
+) -> Engine:
+    """Wraps a module and its optimizer.
+
+    Args:
+        module: its forward is the trained forward; moved to the rank's device.
+        optimizer: of torch, over the module's parameters.
+        precision: fp32 | bf16 | fp16; sets deepspeed's own keys.
+        world: all ranks.
+        gradient_clipping: the largest gradient norm; 0 for none.
+        zero_optimization: deepspeed's section of that name; `stage` is 0 to 3.
+        others: further top-level keys of deepspeed's config.
+
+    Raises:
+        ValueError: a key that deepspeed does not know, or a combination it cannot run.
+    """
+    known = {value for value in vars(constants).values() if isinstance(value, str)} | {"data_types", "comms_logger"}
+    for name in others:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ValueError(f"engine.{name}: DeepSpeed has no such key{f'; did you mean {close[0]}?' if close else ''}")
+    stage = zero_optimization.get("stage", 0)
+    if precision != "fp32" and stage == 0:
+        raise ValueError(f"precision={precision} needs engine=zero1 or above: at ZeRO-0 gradients would add up in {precision}")
+    if precision == "fp16" and world.device.type == "cpu":
+        raise ValueError("precision=fp16 does not run on a CPU: use precision=fp32 or bf16")
+    config = {
+        **others,
+        "train_micro_batch_size_per_gpu": 1,  # deepspeed's own batch counting is not used
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": gradient_clipping,
+        "zero_optimization": zero_optimization,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": precision == "fp16"},
+    }
+    if precision != "fp32":  # many chunks add up: bf16 sums stop growing at 256 addends
+        config["data_types"] = {"grad_accum_dtype": "fp32", **others.get("data_types", {})}
+    try:
+        core, *_ = deepspeed.initialize(
+            model=module.to(world.device), optimizer=optimizer, config=config, dist_init_required=False
+        )
+    except ValidationError as error:
+        faults = "; ".join(f"engine.zero_optimization.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise ValueError(f"DeepSpeed refuses the config: {faults}") from error
+    return Engine(core, world, stage)
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The torch optimizer inside deepspeed's wrapper."""
+    return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
+
+
+def link_states(optimizer: Any) -> None:
+    """Lets `safe_get_full_optimizer_state` find every state.
+
+    ZeRO-1 and 2 link them after the first parameter group's first step, when those of later groups do not exist yet.
+    """
+    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def is_counter(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
+
+
+def shape_of(parameter: nn.Parameter) -> torch.Size:
+    """The whole shape, also where ZeRO-3 holds a part."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def local_norm(module: nn.Module) -> float:
+    gradients = [each.grad for each in module.parameters() if each.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))

@@ -1,0 +1,195 @@
+"""The only training loop."""
+
+import contextlib
+import math
+import queue
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from bgetrain.distributed import max_over_ranks, sum_over_ranks
+from bgetrain.engine import checkpoint
+from bgetrain.engine.deepspeed import Engine
+from bgetrain.types import Interrupted, LossOutput, World
+
+KEEP = 2  # checkpoints that stay: the newest, and one before in case it is damaged
+
+
+class Counts(NamedTuple):
+    """What one step consumed on this rank.
+
+    Attributes:
+        queries: texts or queries, as `global_batch` counts them.
+        tokens: real tokens.
+        padded: tokens with padding.
+    """
+
+    queries: int
+    tokens: int
+    padded: int
+
+
+def fit(
+    engine: Engine,
+    batch_at: Callable[[int], Any],
+    update: Callable[[int, Any], tuple[LossOutput, Counts]],
+    *,
+    first_step: int,
+    total_steps: int,
+    schedule: Callable[[int, int], float],
+    log: Callable[[int, dict[str, float]], None],
+    log_every: int,
+    save_every: int,
+    output_dir: str,
+    world: World,
+) -> dict[str, float]:
+    """Trains from `first_step` to `total_steps`.
+
+    Args:
+        engine: holds the module and its optimizer.
+        batch_at: this rank's batch of a step, with `epoch`; called ahead of time in a thread.
+        update: (step, batch) -> loss and counts; leaves the gradient in the engine.
+        first_step: counted from 1; above 1 after a resume.
+        total_steps: the last step.
+        schedule: (step, total_steps) -> factor of the peak learning rate.
+        log: called on rank 0 every `log_every` steps and at the end.
+        log_every: steps.
+        save_every: steps between checkpoints.
+        output_dir: receives `checkpoints/`.
+        world: all ranks.
+
+    Returns:
+        The last logged metrics.
+
+    Raises:
+        FloatingPointError: a loss that is not finite; nothing was updated by it.
+        Interrupted: asked to stop; the step in hand is done and saved.
+    """
+    folder = Path(output_dir) / "checkpoints"
+    window = Window(world, total_steps)
+    logged: dict[str, float] = {}
+    with asked_to_stop() as asked, ahead(batch_at, first_step, total_steps) as batches:
+        for step in range(first_step, total_steps + 1):
+            batch = next(batches)
+            engine.set_rate(schedule(step, total_steps))
+            rate = engine.rate()
+            output, counts = update(step, batch)
+            if not math.isfinite(float(output.loss)):
+                raise FloatingPointError(f"loss is not finite at step {step} on rank {world.rank}: {float(output.loss)}")
+            window.add(output, counts, engine.step())
+            stop = max_over_ranks(int(asked.is_set()), world)
+            if step % log_every == 0 or step in (total_steps, first_step) or stop:
+                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch}
+                log(step, logged)
+            if step % save_every == 0 or stop or step == total_steps:
+                state = engine.state(step)
+                if world.rank == 0:
+                    checkpoint.save(folder, state, keep=KEEP)
+                max_over_ranks(0, world)  # nobody leaves before it is written
+            if stop and step < total_steps:
+                raise Interrupted(f"interrupted, step {step} of {total_steps} is saved in {folder}")
+    return logged
+
+
+class Window:
+    """Figures since the last log line; averaged over steps, added over ranks."""
+
+    def __init__(self, world: World, total_steps: int) -> None:
+        self.world, self.total_steps = world, total_steps
+        self.began = time.perf_counter()
+        self.start()
+
+    def start(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts, self.steps, self.grad_norm = [0, 0, 0], 0, 0.0
+
+    def add(self, output: LossOutput, counts: Counts, grad_norm: float) -> None:
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.counts = [have + more for have, more in zip(self.counts, counts, strict=True)]
+        self.steps += 1
+        self.grad_norm = grad_norm
+
+    def close(self, step: int) -> dict[str, float]:
+        """The figures of the window, the same on every rank; starts the next one."""
+        own = torch.stack([value.detach().double().cpu() for value in self.sums.values()])
+        total = sum_over_ranks(torch.cat([own, torch.tensor(self.counts, dtype=torch.float64)]), self.world).tolist()
+        queries, tokens, padded = total[len(own) :]
+        now = time.perf_counter()
+        seconds, self.began = now - self.began, now
+        figures = {name: value / self.steps for name, value in zip(self.sums, total, strict=False)}
+        figures |= {
+            "grad_norm": self.grad_norm,
+            "queries_per_second": queries / seconds,
+            "tokens_per_second": tokens / seconds,
+            "padding_ratio": 1 - tokens / padded,
+            "progress_ratio": step / self.total_steps,
+            "seconds_left": (self.total_steps - step) * seconds / self.steps,
+        }
+        self.start()
+        return figures
+
+
+@contextlib.contextmanager
+def asked_to_stop() -> Iterator[threading.Event]:
+    """Sets an event on the first SIGINT or SIGTERM; the second ends this process at once."""
+    event = threading.Event()
+
+    def ask(number: int, _frame: object) -> None:
+        if event.is_set():
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        event.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield event
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ahead(batch_at: Callable[[int], Any], first_step: int, total_steps: int) -> Iterator[Iterator[Any]]:
+    """Makes batches in a thread, two steps ahead of their use."""
+    ready: queue.Queue = queue.Queue(maxsize=2)
+    done = threading.Event()
+
+    def offer(item: Any) -> None:
+        while not done.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def make() -> None:
+        for step in range(first_step, total_steps + 1):
+            if done.is_set():
+                return
+            try:
+                offer(batch_at(step))
+            except Exception as error:  # handed to the training thread, which raises it
+                return offer(error)
+
+    def take() -> Iterator[Any]:
+        while True:
+            item = ready.get()
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    maker = threading.Thread(target=make, daemon=True, name="batches")
+    maker.start()
+    try:
+        yield take()
+    finally:
+        done.set()
+        maker.join()

@@ -1,0 +1,51 @@
+"""The `model/` folder: loads in transformers' AutoModel and in SentenceTransformer alike."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+# sentence-transformers' folder layout, as its 5.x and 6.x read it
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+]
+POOLING_KEYS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
+
+
+def save(
+    folder: Path, backbone: Any, weights: dict[str, Tensor], tokenizer: Any, *, pooling: str, max_len: int, query_instruction: str
+) -> None:
+    """Writes weights in fp32, tokenizer and the files that sentence-transformers looks for; all or nothing.
+
+    Args:
+        folder: replaced where it exists.
+        backbone: the transformers model, for its config and class.
+        weights: the backbone's whole state, fp32.
+        tokenizer: saved beside.
+        pooling: cls | mean | last.
+        max_len: tokens at which sentence-transformers cuts.
+        query_instruction: becomes the prompt `query`.
+    """
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    backbone.config.dtype = "float32"
+    backbone.save_pretrained(beside, state_dict=weights)
+    tokenizer.save_pretrained(beside)
+    width = backbone.config.hidden_size
+    pooling_config = {"word_embedding_dimension": width, **{name: how == pooling for how, name in POOLING_KEYS.items()}}
+    prompts = {"query": query_instruction, "document": ""}
+    for name, content in {
+        "modules.json": MODULES,
+        "sentence_bert_config.json": {"max_seq_length": max_len, "do_lower_case": False},
+        "config_sentence_transformers.json": {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+        "1_Pooling/config.json": pooling_config,
+        "2_Normalize/config.json": {},
+    }.items():
+        (beside / name).parent.mkdir(exist_ok=True)
+        (beside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf8")
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)

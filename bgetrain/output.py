@@ -1,0 +1,137 @@
+"""The output folder: whose it is, what it says of the run, and whether the run is done."""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+# Keys that change how a run goes, not what comes out: a folder may be resumed under other values of them.
+FREE = ("num_processes", "resume", "log_every", "save_every", "output_dir", "cluster", "logger", "chunk_tokens", "engine")
+FREE_INSIDE = ("data.num_workers", "data.cache")
+PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file so that it is either whole or as it was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text, "utf8")
+    beside.replace(path)
+
+
+def claim(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
+    """Makes `output_dir` this run's own and saves the resolved config in it; rank 0 alone calls it.
+
+    Returns:
+        new: nothing there; resume: an unfinished run of this config; done: a finished one.
+
+    Raises:
+        ValueError: the folder cannot be written, or holds something else, or a run of another config.
+    """
+    folder = Path(cfg["output_dir"])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: cannot make this folder: {error.strerror}") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"output_dir={folder}: no permission to write here")
+    if cfg["resume"] == "never":
+        clear(folder)
+    state = standing(cfg)
+    if state != "done":
+        write(folder / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True))
+        write(folder / "provenance.json", json.dumps(provenance(), indent=2))
+    return state
+
+
+def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
+    """How far the run of `cfg` is in its folder, without touching it.
+
+    Raises:
+        ValueError: the folder holds a run of another config, or files that no run has written.
+    """
+    folder = Path(cfg["output_dir"])
+    saved = folder / "config.yaml"
+    if not saved.exists():
+        strangers = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        strangers = [name for name in strangers if not name.startswith(".") and name != "multirun.yaml"]
+        if strangers and cfg["resume"] != "force":
+            raise ValueError(
+                f"output_dir={folder} holds files that are not a run's ({', '.join(strangers[:3])}): choose another folder"
+            )
+        return "new"
+    try:
+        earlier = yaml.safe_load(saved.read_text("utf8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{saved}: cannot be read as YAML; choose another output_dir, or resume=never") from error
+    changes = differences(earlier, dict(cfg))
+    if changes and cfg["resume"] != "force":
+        raise ValueError(
+            f"output_dir={folder} belongs to a run with {'; '.join(changes[:4])}{' ...' if len(changes) > 4 else ''}: "
+            f"choose another output_dir, or resume=never to start anew, or resume=force to go on under the new values"
+        )
+    return "done" if (folder / "result.json").exists() and not changes else "resume"
+
+
+def differences(earlier: Any, now: Any, prefix: str = "") -> list[str]:
+    """`key=old, now new` for every key that decides a result and differs."""
+    found = []
+    for key in {**earlier, **now}:
+        name, old, new = f"{prefix}{key}", earlier.get(key, "(unset)"), now.get(key, "(unset)")
+        if name in FREE or name in FREE_INSIDE or old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{name}.")
+        else:
+            found.append(f"{name}={old}, now {new}")
+    return found
+
+
+def clear(folder: Path) -> None:
+    """Removes what a run has written into `folder`, and nothing else."""
+    for name in ("checkpoints", "model", "tensorboard", "wandb"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions and place of this run."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions, "git": git_hash()}
+
+
+def git_hash() -> str | None:
+    """The commit that bgetrain itself stands at; None in an installed package."""
+    root = Path(__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def add_provenance(output_dir: str, **facts: Any) -> None:
+    """Adds what became known on the way, such as fingerprints of the data."""
+    path = Path(output_dir) / "provenance.json"
+    write(path, json.dumps({**json.loads(path.read_text("utf8")), **facts}, indent=2))
+
+
+def finish(output_dir: str, stage: str, figures: Mapping[str, Any]) -> None:
+    """Writes `result.json`, which marks the run as done."""
+    write(Path(output_dir) / "result.json", json.dumps({"stage": stage, "status": "done", **figures}, indent=2))
+
+
+def result(output_dir: str) -> dict[str, Any]:
+    """Reads `result.json` of a finished run."""
+    return json.loads((Path(output_dir) / "result.json").read_text("utf8"))

@@ -1,0 +1,204 @@
+"""What several stages make from a config: data, model, engine, and the words before the first step."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bgetrain import distributed, output
+from bgetrain.data import tokenize as tokens
+from bgetrain.data.files import fingerprint
+from bgetrain.data.plan import Plan
+from bgetrain.engine import checkpoint
+from bgetrain.engine.deepspeed import Engine
+from bgetrain.logger import console
+from bgetrain.model import folder
+from bgetrain.model.bi_encoder import BiEncoder
+from bgetrain.model.body import Body
+from bgetrain.search.encode import encode
+from bgetrain.target import call
+from bgetrain.types import Retrieval, Source, Texts, World
+
+Config = Mapping[str, Any]
+T = TypeVar("T")
+
+
+def first(world: World, make: Callable[[], T]) -> T:
+    """Calls `make` on rank 0 and then, when its caches are filled, on the others."""
+    if world.rank > 0:
+        distributed.barrier(world)
+    made = make()
+    if world.rank == 0:
+        distributed.barrier(world)
+    return made
+
+
+def source(cfg: Config, world: World) -> Source:
+    """Opens the data that `cfg.data` names and records its fingerprint."""
+    opened = first(world, lambda: call(cfg["data"]))
+    if world.rank == 0:
+        output.add_provenance(cfg["output_dir"], data=fingerprint(opened.files))
+    return opened
+
+
+def need(part: Callable[..., T] | None, opened: Source, cfg: Config, what: str, instead: str) -> Callable[..., T]:
+    """A part of the data that a stage cannot do without.
+
+    Raises:
+        ValueError: the data has no such part.
+    """
+    if part is None:
+        raise ValueError(f"{opened.name} has no {what}, which stage={cfg['stage']['name']} needs: use {instead}")
+    return part
+
+
+def body(cfg: Config, opened: Source, *, masked_lm: bool) -> Body:
+    """Loads or builds the model of `cfg.model`.
+
+    Raises:
+        ValueError: there is none, or it has fewer positions than the data wants.
+    """
+    made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, opened))
+    for key in ("query_max_len", "passage_max_len"):
+        if cfg["data"][key] > made.max_positions:
+            raise ValueError(f"data.{key}={cfg['data'][key]} exceeds the {made.max_positions} positions of the model")
+    return made
+
+
+def vocabulary(opened: Source, vocab_size: int, max_len: int) -> Any:
+    """Trains a WordPiece vocabulary on the data's training texts."""
+    if opened.texts is None:
+        raise ValueError(f"{opened.name} has no texts to train a vocabulary on: set model.tokenizer")
+    texts = opened.texts()
+    return tokens.train_wordpiece(in_blocks(texts), vocab_size, max_len)
+
+
+def in_blocks(texts: Texts, size: int = 1000) -> Iterator[str]:
+    for start in range(0, len(texts), size):
+        yield from texts.take(range(start, min(start + size, len(texts))))
+
+
+def all_of(*makers: Callable[[], Any]) -> list[Any]:
+    """Calls each, and where several fail says so in one line: who has no network should learn of all at once.
+
+    Raises:
+        ValueError: the messages of those that failed.
+    """
+    made, faults = [], []
+    for make in makers:
+        try:
+            made.append(make())
+        except ValueError as error:
+            faults.append(error)
+    if faults:
+        raise ValueError(" | ".join(map(str, faults))) from faults[0]
+    return made
+
+
+def precision(cfg: Config, world: World) -> str:
+    """fp32 | bf16 | fp16, with `auto` decided by the device."""
+    if cfg["precision"] != "auto":
+        return str(cfg["precision"])
+    zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage", 1)
+    capable = world.device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if capable and zero_stage > 0 else "fp32"
+
+
+def plan(cfg: Config, num_rows: int, world: World) -> tuple[Plan, int]:
+    """The order of the data and the number of steps.
+
+    Raises:
+        ValueError: fewer queries in a step than ranks.
+    """
+    if cfg["global_batch"] < world.size:
+        raise ValueError(f"global_batch={cfg['global_batch']} is below the {world.size} ranks: each needs at least one row")
+    made = Plan(num_rows, cfg["global_batch"], cfg["seed"])
+    return made, cfg["total_steps"] or made.steps(cfg["epochs"])
+
+
+def engine(cfg: Config, module: nn.Module, world: World) -> tuple[Engine, Callable[[int, int], float]]:
+    """Puts a module under its optimizer and DeepSpeed; returns the engine and the learning-rate schedule."""
+    optimizer, schedule = call(cfg["optim"], module.named_parameters())
+    module.train()
+    return call(cfg["engine"], module, optimizer, precision=precision(cfg, world), world=world), schedule
+
+
+def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
+    """Takes over the newest checkpoint, if there is one; returns the first step to do."""
+    state = checkpoint.load_latest(Path(cfg["output_dir"]) / "checkpoints")
+    if state is None:
+        return 1
+    running.load(state, probe)
+    return state.step + 1
+
+
+def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:
+    """Writes `model/`; all ranks call it, rank 0 writes."""
+    weights = {name.removeprefix(prefix): each for name, each in running.weights().items() if name.startswith(prefix)}
+    write_model(cfg, made, {**weights, **made.unused}, opened, world)
+
+
+def write_model(cfg: Config, made: Body, weights: dict[str, Tensor], opened: Source, world: World) -> None:
+    if world.rank == 0:
+        folder.save(
+            Path(cfg["output_dir"]) / "model",
+            made.backbone,
+            weights,
+            made.tokenizer,
+            pooling=made.pooling,
+            max_len=opened.passage_max_len,
+            query_instruction=opened.query_instruction,
+        )
+    distributed.barrier(world)
+
+
+def on_device(tensor: Tensor | None, world: World) -> Tensor | None:
+    return None if tensor is None else tensor.to(world.device, non_blocking=True)
+
+
+def announce(cfg: Config, made: Body, running: Engine, world: World, facts: Mapping[str, str]) -> None:
+    """States before the first step what will happen."""
+    if world.rank:
+        return
+    size = sum(getattr(each, "ds_numel", each.numel()) for each in running.core.module.parameters())
+    shares = distributed.shares(cfg["global_batch"], world)
+    split = f"{min(shares)}" if min(shares) == max(shares) else f"{min(shares)} or {max(shares)}"
+    rows = {
+        "model": f"{made.backbone.config.model_type}, {size / 1e6:.1f} M parameters, pooling {made.pooling}",
+        "ranks": f"{world.size} ({world.device.type})",
+        "global batch": f"{cfg['global_batch']:,}, {split} on each rank",
+        **facts,
+        "precision": f"{precision(cfg, world)}, DeepSpeed ZeRO-{running.zero_stage}",
+        "output": str(cfg["output_dir"]),
+    }
+    console.show(f"stage={cfg['stage']['name']}", rows)
+
+
+def encoder(cfg: Config, made: Body, opened: Source, world: World) -> Callable[[list[str], int, str], np.ndarray]:
+    """A function (texts, max_len, description) -> fp32 [N, D] that embeds with the model as it is, over all ranks."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
+    module = BiEncoder(made.backbone, made.pooling).to(world.device, dtype).eval()
+
+    def embed(texts: list[str], max_len: int, description: str) -> np.ndarray:
+        with console.track(description, len(texts) if world.rank == 0 else 0) as advance:
+            return encode(
+                texts,
+                module,
+                tokenize=lambda block: tokens.tokenize(made.tokenizer, block, max_len),
+                cut=lambda lengths: tokens.cut(lengths, cfg["chunk_tokens"]),
+                pad=lambda text, group: tokens.pad(text, group, made.tokenizer.pad_token_id),
+                world=world,
+                advance=advance if world.rank == 0 else lambda _: None,
+            )
+
+    return embed
+
+
+def instructed(retrieval: Retrieval, instruction: str) -> list[str]:
+    """The queries with their own prompt, or else the source's instruction, before them."""
+    pairs = zip(retrieval.prompts, retrieval.queries, strict=True)
+    return [(instruction if prompt is None else prompt) + query for prompt, query in pairs]

@@ -1,0 +1,118 @@
+"""stage=pairs and stage=finetune: InfoNCE over local queries and the passages of all ranks."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bgetrain import distributed
+from bgetrain.data import groups
+from bgetrain.data.tokenize import cut, join, pad
+from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
+from bgetrain.engine.deepspeed import Engine
+from bgetrain.engine.loop import Counts, fit
+from bgetrain.logger import console
+from bgetrain.model.bi_encoder import BiEncoder
+from bgetrain.stage import build
+from bgetrain.target import call
+from bgetrain.types import GroupBatch, LossOutput, World
+
+
+def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    """Trains a bi-encoder and leaves it in `output_dir/model`.
+
+    Args:
+        cfg: the resolved config, as `conf/stage/pairs.yaml` and `finetune.yaml` have it.
+        world: all ranks.
+        log: called on rank 0.
+
+    Returns:
+        Figures for `result.json`.
+
+    Raises:
+        ValueError: data or model cannot be used as asked.
+    """
+    source = build.source(cfg, world)
+    open_rows = build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
+    rows, body = build.all_of(lambda: build.first(world, open_rows), lambda: build.body(cfg, source, masked_lm=False))
+    if cfg["global_batch"] > len(rows):
+        raise ValueError(
+            f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "
+            f"batch twice, as its own negative; use global_batch={len(rows)} or less"
+        )
+    groups.check_groups(rows, source, cfg["group_size"], console.say if world.rank == 0 else lambda _: None)
+    plan, total_steps = build.plan(cfg, len(rows), world)
+    part = distributed.share(cfg["global_batch"], world)
+    batch_at = groups.group_batches(rows, source, body.tokenizer, plan, part, group_size=cfg["group_size"])
+    engine, schedule = build.engine(cfg, BiEncoder(body.backbone, body.pooling), world)
+    update = partial(update_once, cfg, engine, body.tokenizer.pad_token_id, world)
+    first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
+    negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[cfg["loss"]["negatives"]] * cfg["group_size"] - 1
+    batch = batch_at(first_step)
+    build.announce(
+        cfg,
+        body,
+        engine,
+        world,
+        {
+            "data": f"{len(rows):,} rows of {source.name}",
+            "per query": f"1 positive, {negatives:,} negatives ({cfg['loss']['negatives']}), group size {cfg['group_size']}",
+            "tokens per step": f"about {world.size * int(batch.query.lengths.sum() + batch.passage.lengths.sum()):,}",
+            "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(rows):.2f} epochs), {cfg['step_mode']}",
+        },
+    )
+    figures = fit(
+        engine,
+        batch_at,
+        update,
+        first_step=first_step,
+        total_steps=total_steps,
+        schedule=schedule,
+        log=log,
+        log_every=cfg["log_every"],
+        save_every=cfg["save_every"],
+        output_dir=cfg["output_dir"],
+        world=world,
+    )
+    build.save_model(cfg, engine, body, "backbone.", source, world)
+    return {"steps": total_steps, "rows": len(rows), "training": figures}
+
+
+def update_once(
+    cfg: Mapping[str, Any], engine: Engine, pad_id: int, world: World, step: int, batch: GroupBatch
+) -> tuple[LossOutput, Counts]:
+    """One step's loss and gradient, that of one process on the whole global batch."""
+    text = join(batch.query, batch.passage)
+    groups_of_texts = cut(text.lengths, cfg["chunk_tokens"])
+    # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
+    missing = distributed.max_over_ranks(len(groups_of_texts), world) - len(groups_of_texts)
+    chunks = [pad(text, group, pad_id) for group in [*groups_of_texts, *[torch.tensor([0])] * missing]]
+    order = torch.cat(groups_of_texts)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    place = place.to(world.device)
+    num_queries = len(batch.query.lengths)
+
+    def loss(embeddings: Tensor) -> LossOutput:
+        in_order = embeddings[place]  # [B + B * G, D], queries first
+        output: LossOutput = call(
+            cfg["loss"],
+            in_order[:num_queries],
+            in_order[num_queries:],
+            counts=distributed.shares(cfg["global_batch"], world),
+            world=world,
+        )
+        return LossOutput(output.loss + 0.0 * embeddings[len(place) :].sum(), output.metrics)
+
+    take = {"single": single_step, "cached": cached_step}[cfg["step_mode"]]
+    tensors = [(build.on_device(chunk.ids, world), build.on_device(chunk.mask, world)) for chunk in chunks]
+    output = take(engine, tensors, chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
+    return output, Counts(num_queries, int(text.lengths.sum()), sum(chunk.ids.numel() for chunk in chunks))
+
+
+def probe(engine: Engine, batch: GroupBatch, world: World) -> Tensor:
+    """A forward pass that reaches every parameter."""
+    ids = batch.query.ids[None, : int(batch.query.lengths[0])]
+    return engine.forward([0], build.on_device(ids, world), None).sum()

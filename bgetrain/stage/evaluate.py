@@ -1,0 +1,68 @@
+"""stage=evaluate: how well a model retrieves."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bgetrain.logger import console
+from bgetrain.metric.ranking import score
+from bgetrain.search.bm25 import bm25
+from bgetrain.search.index import top_k
+from bgetrain.stage import build
+from bgetrain.types import Retrieval, World
+
+DEPTH = 100  # passages ranked for each query: the deepest cut-off of the metrics
+SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
+
+
+def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    """Embeds a corpus and its queries over all ranks and scores the ranking of one split.
+
+    Args:
+        cfg: the resolved config, as `conf/stage/evaluate.yaml` has it.
+        world: all ranks.
+        log: called on rank 0 with the metrics, as step 0.
+
+    Returns:
+        `metrics`, and `bm25` where asked for.
+
+    Raises:
+        ValueError: data or model cannot be used as asked.
+    """
+    began = time.perf_counter()
+    source = build.source(cfg, world)
+    retrieval = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")(source.split)
+    body = build.body(cfg, source, masked_lm=False)
+    embed = build.encoder(cfg, body, source, world)
+    passages = embed(retrieval.passages, source.passage_max_len, "passages")
+    queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    if world.rank > 0:
+        return {}
+    scores, places = top_k(queries, passages, DEPTH, num_threads=torch.get_num_threads())
+    figures: dict[str, Any] = {"metrics": score(ranking(retrieval, scores, places), retrieval.qrels)}
+    rows = {str(cfg["model"].get("path", "model")): figures["metrics"]}
+    if cfg["evaluate"]["bm25"]:
+        scores, places = bm25(retrieval.queries, retrieval.passages, DEPTH)
+        figures["bm25"] = rows["BM25"] = score(ranking(retrieval, scores, places), retrieval.qrels)
+    log(0, figures["metrics"])
+    title = f"{source.name}, {source.split}: {len(retrieval.queries):,} queries, {len(retrieval.passages):,} passages"
+    console.table(title, ["", *SHOWN], [[name, *(metrics[key] for key in SHOWN)] for name, metrics in rows.items()])
+    size = {"queries": len(retrieval.queries), "passages": len(retrieval.passages)}
+    return {**figures, **size, "seconds": time.perf_counter() - began}
+
+
+def ranking(retrieval: Retrieval, scores: np.ndarray, places: np.ndarray) -> dict[str, dict[str, float]]:
+    """Query name -> passage name -> score.
+
+    Args:
+        scores: [Q, K].
+        places: [Q, K], positions in the corpus.
+    """
+    names: Sequence[str] = retrieval.passage_ids
+    return {
+        query: {names[place]: float(value) for value, place in zip(values, found, strict=True)}
+        for query, values, found in zip(retrieval.query_ids, scores.tolist(), places.tolist(), strict=True)
+    }

@@ -1,0 +1,69 @@
+"""stage=mine: hard negatives for every training query, from a window of the ranks that a model gives."""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bgetrain.output import write
+from bgetrain.search.index import top_k
+from bgetrain.stage import build
+from bgetrain.target import call
+from bgetrain.types import World
+
+
+def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    """Ranks the corpus for each query and writes `output_dir/train.jsonl`, which data=jsonl reads.
+
+    Args:
+        cfg: the resolved config, as `conf/stage/mine.yaml` has it.
+        world: all ranks.
+        log: called on rank 0 with the counts, as step 0.
+
+    Returns:
+        Figures for `result.json`: rows, negatives per row, rows with fewer than asked for.
+
+    Raises:
+        ValueError: data or model cannot be used as asked.
+    """
+    began = time.perf_counter()
+    source = build.source(cfg, world)
+    open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=jsonl, data=beir or data=pydocs")
+    retrieval, body = build.all_of(
+        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
+    )
+    embed = build.encoder(cfg, body, source, world)
+    passages = embed(retrieval.passages, source.passage_max_len, "passages")
+    queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    if world.rank > 0:
+        return {}
+    _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())
+    texts = dict(zip(retrieval.passage_ids, retrieval.passages, strict=True))
+    positives = [[texts[name] for name in retrieval.qrels[query] if name in texts] for query in retrieval.query_ids]
+    drawn = call(
+        cfg["mine"],
+        ranked,
+        query_ids=retrieval.query_ids,
+        queries=retrieval.queries,
+        positives=positives,
+        passage_ids=retrieval.passage_ids,
+        passages=retrieval.passages,
+        seed=cfg["seed"],
+    )
+    lines, counts = [], []
+    for number, places in enumerate(drawn):
+        row: dict[str, Any] = {"query": retrieval.queries[number], "pos": positives[number]}
+        row["neg"] = [retrieval.passages[place] for place in places]
+        if retrieval.prompts[number] is not None:
+            row["prompt"] = retrieval.prompts[number]
+        if positives[number]:
+            lines.append(json.dumps(row, ensure_ascii=False))
+            counts.append(len(places))
+    write(Path(cfg["output_dir"]) / "train.jsonl", "".join(f"{line}\n" for line in lines))
+    short = sum(count < cfg["mine"]["number"] for count in counts)
+    figures = {"rows": len(lines), "negatives_per_row": sum(counts) / max(1, len(counts)), "rows_short_of_negatives": short}
+    log(0, figures)
+    return {**figures, "seconds": time.perf_counter() - began}

@@ -1,0 +1,24 @@
+"""stage=tokenizer: a WordPiece vocabulary from the training texts, saved with a model of random weights."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from bgetrain.stage import build
+from bgetrain.types import World
+
+
+def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
+    """Trains the vocabulary and leaves it in `output_dir/model`, beside the model of `cfg.model`.
+
+    Args:
+        cfg: the resolved config, as `conf/stage/tokenizer.yaml` has it.
+        world: all ranks.
+        log: not used: there is no step.
+
+    Returns:
+        Figures for `result.json`.
+    """
+    source = build.source(cfg, world)
+    body = build.first(world, lambda: build.body(cfg, source, masked_lm=True))
+    build.write_model(cfg, body, body.backbone.state_dict(), source, world)
+    return {"vocabulary": len(body.tokenizer), "parameters": body.backbone.num_parameters()}

@@ -1,0 +1,245 @@
+"""The values that cross layers, and the legend of shape letters.
+
+Legend: W ranks, B queries on this rank, G passages per query, P passages of all ranks, N rows (texts)
+of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width, V vocabulary, M masked positions.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from torch import Tensor, device
+
+# Ranges that a keyword argument of a configurable function accepts. `config.py` reads these names from the
+# signature, without importing the module, and refuses a value outside the range before anything starts.
+PositiveInt = int  # > 0
+NonNegativeInt = int  # >= 0
+PositiveFloat = float  # > 0
+NonNegativeFloat = float  # >= 0
+Ratio = float  # 0 <= x <= 1
+Negatives = Literal["group", "rank", "world"]
+MissingNegatives = Literal["random", "refuse"]
+Pooling = Literal["cls", "mean", "last"]
+
+
+class World(NamedTuple):
+    """This process among all ranks.
+
+    Attributes:
+        rank: 0 <= rank < size.
+        size: W, ranks in all.
+        local_rank: this process among those of its machine.
+        local_size: ranks on this machine.
+        device: where this rank computes.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: device
+
+
+class Row(NamedTuple):
+    """One labelled query.
+
+    Attributes:
+        query: the text as it is, without instruction.
+        positives: at least one relevant passage.
+        negatives: passages known not to be relevant; may be empty.
+        prompt: the instruction of this row; None: that of its source.
+    """
+
+    query: str
+    positives: Sequence[str]
+    negatives: Sequence[str]
+    prompt: str | None
+
+
+class Rows(Protocol):
+    """Labelled queries on disk; memory does not grow with their number."""
+
+    def __len__(self) -> int:
+        """Rows in all."""
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """Reads the rows at `indices`, in that order."""
+
+    def where(self, index: int) -> str:
+        """`FILE:LINE` of a row, for messages."""
+
+
+class Texts(Protocol):
+    """Texts on disk; memory does not grow with their number."""
+
+    def __len__(self) -> int:
+        """Texts in all."""
+
+    def take(self, indices: Sequence[int]) -> list[str]:
+        """Reads the texts at `indices`, in that order."""
+
+
+class Retrieval(NamedTuple):
+    """A corpus, queries and which passages are relevant to which.
+
+    Attributes:
+        passage_ids: C names.
+        passages: C texts, `(title + " " + text).strip()`.
+        query_ids: Q names.
+        queries: Q texts, without instruction.
+        prompts: Q instructions; None: that of the source.
+        qrels: query name -> passage name -> relevance above 0.
+    """
+
+    passage_ids: list[str]
+    passages: list[str]
+    query_ids: list[str]
+    queries: list[str]
+    prompts: list[str | None]
+    qrels: dict[str, dict[str, int]]
+
+
+class Source(NamedTuple):
+    """A set of data as a `data=` option opens it; what it has not is None.
+
+    Attributes:
+        name: for messages, e.g. "data=beir".
+        texts: opens the texts for pre-training and for the vocabulary.
+        rows: opens the labelled queries of the train split.
+        retrieval: opens the corpus and queries of a split.
+        files: what was read, for fingerprints.
+        split: the split that evaluation and mining use.
+        query_max_len: tokens of a query with its instruction and special tokens; longer ones are cut.
+        passage_max_len: the same for passages and pre-training texts.
+        query_instruction: put before every query.
+        missing_negatives: what stands in for negatives where a row has none.
+    """
+
+    name: str
+    texts: Callable[[], Texts] | None
+    rows: Callable[[], Rows] | None
+    retrieval: Callable[[str], Retrieval] | None
+    files: Sequence[str]
+    split: str
+    query_max_len: int
+    passage_max_len: int
+    query_instruction: str
+    missing_negatives: str
+
+
+class Ragged(NamedTuple):
+    """Texts as token ids laid end to end; nothing is padded.
+
+    Attributes:
+        ids: int64 [T], T = lengths.sum().
+        lengths: int64 [N], tokens of each text, special tokens included.
+    """
+
+    ids: Tensor
+    lengths: Tensor
+
+
+class Chunk(NamedTuple):
+    """Texts padded together for one forward pass.
+
+    Attributes:
+        ids: int64 [N, L].
+        mask: bool [N, L], True on real tokens; None where no token is padding.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+
+
+class GroupBatch(NamedTuple):
+    """This rank's share of one contrastive step.
+
+    Attributes:
+        query: B texts.
+        passage: B * G texts; number b * G is the positive of query b, the next G - 1 its negatives.
+        rows: int64 [B], the row of the data set that each query comes from.
+        epoch: passes over the data completed when the step began.
+    """
+
+    query: Ragged
+    passage: Ragged
+    rows: Tensor
+    epoch: float
+
+
+class TextBatch(NamedTuple):
+    """This rank's share of one masked auto-encoding step; all token tensors are laid end to end.
+
+    Attributes:
+        text: N texts, clean.
+        words: int64 [T], the word that each token belongs to, counted from 0 in each text; -1 on special tokens.
+        rows: int64 [N], positions in the global batch, which seed each text's masks.
+        epoch: passes over the data completed when the step began.
+    """
+
+    text: Ragged
+    words: Tensor
+    rows: Tensor
+    epoch: float
+
+
+class MaskedChunk(NamedTuple):
+    """Texts padded together with the masks of RetroMAE (Xiao et al. 2022, arXiv:2205.12035).
+
+    Attributes:
+        clean: the texts as they are.
+        encoder_ids: int64 [N, L], the texts after 80/10/10 replacement.
+        encoder_labels: int64 [N, L], the clean token where the encoder predicts, else -100.
+        decoder_visible: bool [N, L, L], True where row i may attend to column j; column 0 is the embedding.
+        decoder_labels: int64 [N, L], the clean token on every real token but the specials, else -100.
+    """
+
+    clean: Chunk
+    encoder_ids: Tensor
+    encoder_labels: Tensor
+    decoder_visible: Tensor
+    decoder_labels: Tensor
+
+
+class LossOutput(NamedTuple):
+    """A loss in the form that every engine expects.
+
+    Attributes:
+        loss: fp32 scalar, the sum over this rank's rows divided by the count of all ranks' rows, so that
+            adding losses (or gradients) of all ranks gives the mean over the global batch.
+        metrics: fp32 scalars in the same form: their sum over ranks is the figure of the global batch.
+    """
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+class TrainState(NamedTuple):
+    """What a checkpoint holds; everything else follows from (config, seed, step).
+
+    Attributes:
+        step: optimizer steps done.
+        parameters: name -> fp32 tensor, whole.
+        moments: name -> {state name -> fp32 tensor, whole}.
+        counters: optimizer scalars such as AdamW's step count, name -> value.
+        loss_scale: the fp16 loss scaler's state; empty unless precision is fp16.
+    """
+
+    step: int
+    parameters: dict[str, Tensor]
+    moments: dict[str, dict[str, Tensor]]
+    counters: dict[str, float]
+    loss_scale: dict[str, float]
+
+
+class Log(Protocol):
+    """Where a stage's figures go; called on rank 0 only."""
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records figures of one step; names are path-like, units SI."""
+
+    def close(self) -> None:
+        """Flushes and releases what `start` opened."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and what it had is saved."""
