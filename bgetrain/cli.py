@@ -1,21 +1,42 @@
 """The command line: compose, check, start the ranks, call the stage. No training logic, and no torch before the check."""
 
+import argparse
 import contextlib
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
-from bgetrain import config, output, recipe, usage
-from bgetrain.cluster.local import INTERRUPTED, Place, complain
+from bgetrain import config, output, overrides, recipe, selection, usage
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, say, told
 from bgetrain.target import call, named
 
-USER_ERROR, CRASH = 2, 1
-HYDRA_FLAGS = ("--cfg", "-c", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i", "--resolve", "--package", "-p")
+CRASH = 1  # exit status
+
+
+class Flags(argparse.ArgumentParser):
+    """What begins with a dash; a wrong one is the user's to mend, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Answers like any other mistake, in place of argparse's own page."""
+        raise ValueError(f"{message}; `bgetrain --help` lists the flags")
+
+
+def flags() -> Flags:
+    parser = Flags(prog="bgetrain", add_help=False, allow_abbrev=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    parser.add_argument("--version", action="store_true")
+    parser.add_argument("--cfg", "-c", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("--multirun", "-m", action="store_true")
+    parser.add_argument("--shell-completion", "-sc", action="store_true")
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,85 +45,117 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 for what the user can mend, 75 interrupted (the same command goes on), 1 a crash.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers ask by it for what Ctrl-C asks
     try:
-        if not arguments or {"--help", "-h"} & set(arguments):
-            print(usage.text([each for each in arguments if "=" in each]))
-            return 0 if arguments else USER_ERROR
-        if "--version" in arguments:
-            print(usage.version_line())
-            return 0
-        if any(each.split("=")[0] in HYDRA_FLAGS for each in arguments):
-            return run_hydra(arguments)
-        if any(each.startswith("recipe=") for each in arguments):
-            return recipe.run(arguments, run_stage)
-        return run_stage(arguments)
+        return answer(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        complain("interrupted: nothing was lost, the same command starts again")
-        return INTERRUPTED
+        return interrupted("interrupted: nothing was lost, the same command starts again")
+    except BrokenPipeError:  # `bgetrain --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CRASH
     except ValueError as error:
         return refuse(error)
+
+
+def answer(arguments: list[str]) -> int:
+    """Does what the arguments ask for; returns the exit status."""
+    given, rest = flags().parse_known_args(arguments)
+    if given.shell_completion:
+        return complete_words(arguments)
+    if given.help or not arguments:
+        print(usage.text([each for each in rest if "=" in each]))
+        return 0 if arguments else USER_ERROR
+    if given.version:
+        print(usage.version_line())
+        return 0
+    if given.cfg:
+        cfg = config.compose(rest, missing=True)
+        print(OmegaConf.to_yaml(cfg, resolve=given.resolve), end="")
+        return 0
+    return sweep(rest) if given.multirun else run(rest)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a recipe or a stage; returns the exit status."""
+    if any(each.startswith("recipe=") for each in arguments):
+        return recipe.run(arguments, run_stage)
+    return run_stage(arguments)
 
 
 def refuse(error: ValueError) -> int:
     """Answers an error of the user's in one line; what other packages raise is a crash, with its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    if frames and not frames[-1].filename.startswith(str(config.PACKAGE)):
-        complain("".join(traceback.format_exception(error)))
+    if frames and not frames[-1].filename.startswith(str(selection.PACKAGE)):
+        complain("".join(traceback.format_exception(error)).rstrip())
         return CRASH
     complain(f"bgetrain: {' '.join(str(error).split())}")
     return USER_ERROR
 
 
-def run_hydra(arguments: list[str]) -> int:
-    """Leaves `--cfg job`, shell completion and `-m` sweeps to Hydra, having checked what it would answer with a traceback."""
-    flags = [each for each in arguments if each.startswith("-")]
-    sweep = bool({"-m", "--multirun"} & set(flags))
-    if not any(each.startswith(("-sc", "--shell-completion")) for each in flags):
-        config.compose([first_of_sweep(each) for each in arguments if "=" in each and not each.startswith("-")])
-    statuses = []
+def interrupted(line: str) -> int:
+    """Says that the run was interrupted, unless it is because of another rank, which has said why."""
+    if not told():
+        complain(line)
+    return INTERRUPTED
 
-    def task(cfg: DictConfig) -> None:
-        job = HydraConfig.get()
-        overrides = list(job.overrides.task)
-        if sweep:
-            overrides = [each for each in overrides if not each.startswith("output_dir=")]
-            overrides.append(f"output_dir={cfg.output_dir}/{job.job.num}")
+
+def complete_words(arguments: list[str]) -> int:
+    """Leaves shell completion to Hydra, which composes the words typed so far."""
+    sys.argv[1:] = arguments
+    hydra.main(config_path=str(selection.CONF.resolve()), config_name="config", version_base="1.3")(lambda cfg: None)()
+    return 0
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """Runs a job for each combination of the values listed, having checked all of them; returns the first bad status."""
+    jobs = overrides.jobs(arguments, {group: selection.options(group) for group in selection.groups()})
+    folders = [checked_folder(job) for job in jobs]
+    if len(set(folders)) < len(jobs):  # unless the sweep itself parts them, each gets a folder by its number
+        folders = [f"{folder}/{number}" for number, folder in enumerate(folders)]
+    statuses = []
+    for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), 1):
+        print(f"[{number}/{len(jobs)}] {' '.join(each for each in job if each not in arguments)}", flush=True)
+        others = [each for each in job if not each.startswith("output_dir=")]
         try:
-            statuses.append(run_stage(overrides))
+            statuses.append(run([*others, overrides.quoted("output_dir", folder)]))
         except ValueError as error:
             statuses.append(refuse(error))
-
-    sys.argv[1:] = arguments
-    hydra.main(config_path=str(config.CONF.resolve()), config_name="config", version_base="1.3")(task)()
+        if statuses[-1] == INTERRUPTED:
+            break
     return next((status for status in statuses if status), 0)
 
 
-def first_of_sweep(override: str) -> str:
-    """`lr=1,2` -> `lr=1`: one job of a sweep, to check the keys by."""
-    parsed = config.parse_overrides([override])[0]
-    if not parsed.is_sweep_override():
-        return override
-    return f"{parsed.get_key_element()}={next(parsed.sweep_string_iterator())}"
+def checked_folder(job: Sequence[str]) -> str:
+    """Composes one job of a sweep and returns the folder that it would write to.
+
+    Raises:
+        ValueError: the job cannot run.
+    """
+    if any(each.startswith("recipe=") for each in job):
+        own, extras = recipe.split(job)
+        recipe.plan(own["recipe"], recipe.folder_of(own), extras)
+        return recipe.folder_of(own)
+    return str(config.compose(job).output_dir)
 
 
-def run_stage(overrides: Sequence[str]) -> int:
-    """Runs the stage that `overrides` select, on all its ranks; returns the exit status.
+def run_stage(arguments: Sequence[str]) -> int:
+    """Runs the stage that the overrides select, on all its ranks; returns the exit status.
 
     Raises:
         ValueError: a fault in the config, seen before anything is started.
     """
-    cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
+    cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
 
     def on_this_rank(place: Place) -> int:
         return run_rank(cfg, place)
 
-    if output.standing(cfg) == "done" and cfg["resume"] != "never":
-        print(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")
+    if output.standing(cfg) == "done":
+        say(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")
         return 0
-    command = [sys.executable, "-m", "bgetrain", *overrides]
+    command = [sys.executable, "-m", "bgetrain", *arguments]
     return int(call(cfg["cluster"], on_this_rank, command, cfg["num_processes"]))
 
 
@@ -111,7 +164,6 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
     from bgetrain import distributed
     from bgetrain.types import Interrupted
 
-    cfg = {**cfg, "resume": "auto"} if cfg["resume"] == "never" and place.rank else cfg
     try:
         world = distributed.start(*place)
         state = distributed.from_first(output.claim(cfg) if world.rank == 0 else None, world)
@@ -123,15 +175,20 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
             output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
         distributed.barrier(world)
         return 0
-    except Interrupted as interrupted:
-        if place.rank == 0:
-            complain(f"{interrupted}: the same command goes on from there")
-        return INTERRUPTED
+    except Interrupted as reason:
+        return interrupted(f"{reason}: the same command goes on from there") if place.rank == 0 else INTERRUPTED
+    except KeyboardInterrupt:
+        return interrupted("interrupted: nothing was lost, the same command starts again")
     except FloatingPointError as error:
         complain(f"bgetrain: {error}")
         return CRASH
     except ValueError as error:
         return refuse(error)
+    except Exception as error:
+        if told():  # another rank has left, and this one met a closed connection
+            return INTERRUPTED
+        complain("".join(traceback.format_exception(error)).rstrip())
+        return CRASH
     finally:
         if place.size > 1:
             distributed.stop()

@@ -4,30 +4,40 @@ Top-level keys have the types and ranges of `Config`; a group's keys have those 
 Numbers live in YAML only: nothing here is a default.
 """
 
+# ruff: noqa: F821 (the annotations of Config are read as text: their names live in types.py, which imports torch)
+
 import ast
-import difflib
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
+from functools import cache
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bgetrain import overrides as grammar
+from bgetrain import selection
+from bgetrain.selection import CONF, flatten, nearest
 from bgetrain.target import fault, parse, signature
 
-PACKAGE = Path(__file__).parent
-CONF, RECIPES = (
-    PACKAGE / name if (PACKAGE / name).is_dir() else PACKAGE.parent / name  # in a wheel | in a checkout
-    for name in ("conf", "recipes")
-)
+# DeepSpeed's keys that a key of ours decides
+OURS = {
+    "train_batch_size": "global_batch",
+    "train_micro_batch_size_per_gpu": "chunk_tokens",
+    "gradient_accumulation_steps": "chunk_tokens",
+    "optimizer": "optim",
+    "scheduler": "optim.warmup_ratio",
+    "bf16": "precision",
+    "fp16": "precision",
+    "amp": "precision",
+}
+FAULTS = (HydraException, OmegaConfBaseException, ValueError)  # what composing raises; options may be odd values
 
 
 @dataclass
@@ -38,6 +48,17 @@ class Config:
     seed: "NonNegativeInt"
     num_processes: "PositiveInt | None"
     resume: "Literal['auto', 'force', 'never']"
+    cluster: "Mapping"
+    logger: "Mapping"
+    model: "Mapping"
+    data: "Mapping"
+    loss: "Mapping"
+    optim: "Mapping"
+    engine: "Mapping"
+    stage: "Mapping"
+    masking: "Mapping"
+    mine: "Mapping"
+    evaluate: "Mapping"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
     group_size: "PositiveInt"
@@ -49,37 +70,45 @@ class Config:
     save_every: "PositiveInt"
 
 
-def options(group: str) -> list[str]:
-    """Names of `conf/<group>/*.yaml`."""
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def groups() -> list[str]:
-    """Names of the folders of `conf/`."""
-    return sorted(path.name for path in CONF.iterdir() if path.is_dir())
-
-
-def compose(overrides: Sequence[str]) -> DictConfig:
+def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
     """Composes and checks the config that `overrides` select.
 
     Args:
         overrides: as typed, e.g. ["stage=finetune", "optim.lr=1e-5"].
+        missing: let pass keys that have no value yet, for a page that shows them.
 
     Returns:
-        The resolved config; every key in it is known and of its type.
+        The config, interpolations unresolved; every key in it is known, read by something, and of its type.
 
     Raises:
         ValueError: an unknown or missing key, a value of a wrong type or out of range; one line.
     """
-    parsed = parse_overrides(overrides)
-    if not any(each.key_or_group == "stage" for each in parsed):
-        raise ValueError(f"stage is missing: add stage=NAME, one of {', '.join(options('stage'))}; or recipe=NAME")
+    parsed = grammar.parse(overrides)
+    grammar.single(parsed)
+    selection.check_selections(parsed)
     try:
-        cfg = compose_unchecked(overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(explain(error, parsed)) from error
+        complete = [opened(text, each, parsed) for text, each in zip(overrides, parsed, strict=True)]
+        cfg = selection.fit_option(compose_unchecked(complete), parsed)
+    except FAULTS as error:
+        raise ValueError(selection.explain(error, parsed, known(parsed))) from error
+    for key, ours in OURS.items():
+        if key in cfg.get("engine", {}):
+            raise ValueError(f"engine.{key} is set by bgetrain: use {ours}")
+    selection.check_keys(cfg, selected(parsed), parsed)
+    selection.check_fit(cfg, composed((stage_of(parsed),)), parsed)
+    unset = [key for key, value in flatten(cfg) if value == "???"]
+    if unset and not missing:
+        raise ValueError(f"{unset[0]} is missing: add {unset[0]}=VALUE{hint(cfg, unset[0])}")
     check(cfg)
     return cfg
+
+
+def opened(text: str, each: Override, parsed: Sequence[Override]) -> str:
+    """Spares the user Hydra's `+` inside mappings, whose keys are theirs: `data.columns={query: question}`."""
+    plain = text[0] not in "+~"
+    if plain and (isinstance(each.value(), dict) or selection.in_mapping(selected(parsed), each.key_or_group)):
+        return f"++{text}"
+    return text
 
 
 def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
@@ -88,83 +117,56 @@ def compose_unchecked(overrides: Sequence[str]) -> DictConfig:
         return hydra_compose("config", overrides=list(overrides))
 
 
-def parse_overrides(overrides: Sequence[str]) -> list[Override]:
-    """Parses each override by Hydra's grammar.
-
-    Raises:
-        ValueError: an argument that is no `key=value`.
-    """
-    parser = OverridesParser.create()
-    parsed = []
-    for text in overrides:
-        try:
-            parsed.append(parser.parse_override(text))
-        except HydraException as error:
-            raise ValueError(
-                f"cannot read {text!r}: write key=value, with quotes around a value that has spaces or symbols, "
-                f"e.g. data.query_instruction='\"find: \"'"
-            ) from error
-    return parsed
+def choices(overrides: Sequence[str]) -> dict[str, str]:
+    """Group -> the option that `overrides` and the stage's own defaults choose."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        cfg = hydra_compose("config", overrides=list(overrides), return_hydra_config=True)
+    return {str(group): str(option) for group, option in cfg.hydra.runtime.choices.items()}
 
 
-def explain(error: Exception, parsed: list[Override]) -> str:
-    """Turns Hydra's complaint into one line with the nearest valid name."""
-    for each in parsed:
-        key, value = each.key_or_group, each.value()
-        if key in groups() and not each.is_delete():
-            for option in value if isinstance(value, list) else [value]:
-                if option not in options(key):
-                    return f"{key}={option}: conf/{key} has no {option!r}{nearest(str(option), options(key))}"
-    selections = [each.input_line for each in parsed if each.key_or_group in groups() and each.input_line]
+@cache
+def composed(selections: tuple[str, ...]) -> DictConfig:
+    """What groups alone select, for comparison; not to be changed."""
+    return selection.fit_option(compose_unchecked(selections), grammar.parse(selections))
+
+
+def selected(parsed: Sequence[Override]) -> DictConfig:
+    """The config of the options that were chosen, before any key was overridden."""
+    return composed(tuple(str(each.input_line) for each in parsed if selection.is_selection(each)))
+
+
+def stage_of(parsed: Sequence[Override]) -> str:
+    """`stage=NAME`."""
+    return next(str(each.input_line) for each in parsed if each.key_or_group == "stage")
+
+
+def known(parsed: Sequence[Override]) -> list[str]:
+    """The keys that the chosen options have, none where they do not compose."""
     try:
-        known = [key for key, _ in flatten(compose_unchecked(selections))]
-    except (HydraException, OmegaConfBaseException):
-        known = []
-    for each in parsed:
-        key = each.key_or_group
-        if known and not each.is_add() and key not in known:
-            stage = next(other.value() for other in parsed if other.key_or_group == "stage")
-            return f"stage={stage} has no key {key!r}{nearest(key, known, f'bgetrain stage={stage} --help')}"
-    return re.sub(r"\s+", " ", str(error)).strip()
-
-
-def nearest(name: str, known: Sequence[str], page: str | None = None) -> str:
-    """`; did you mean ...?`; where nothing is near, all of `known`, or the page that lists them."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if not close:  # a right key under a wrong or missing group
-        close = [key for key in known if key.rpartition(".")[2] == name.rpartition(".")[2]]
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    return f"; `{page}` lists all" if page else f"; valid: {', '.join(known)}"
-
-
-def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields every key below `node`, dotted, groups included; unset ones have the value "???"."""
-    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
-    for key, value in plain.items():
-        name = f"{prefix}{key}"
-        yield name, value
-        if isinstance(value, dict):
-            yield from flatten(value, f"{name}.")
+        return [key for key, _ in flatten(selected(parsed))]
+    except FAULTS:
+        return []
 
 
 def check(cfg: DictConfig) -> None:
-    """Holds every key against its type and range, and keys against each other.
+    """Holds every key that has a value against its type and range, and keys against each other.
 
     Raises:
         ValueError: the first fault found; one line.
     """
-    for key, value in flatten(cfg):
-        if value == "???":
-            raise ValueError(f"{key} is missing: add {key}=VALUE{hint(cfg, key)}")
     try:
         plain = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(re.sub(r"\s+", " ", str(error)).strip()) from error
+        key = getattr(error, "full_key", None)
+        raise ValueError(f"{key + ': ' if key else ''}{str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
-    for field in fields(Config):
-        if field.name in plain:
-            hold(field.name, plain[field.name], parse(str(field.type)))
+    types = {field.name: parse(str(field.type)) for field in fields(Config)}
+    for key, value in plain.items():
+        if key not in types:
+            raise ValueError(f"nothing reads the key {key!r}{nearest(str(key), list(types))}")
+        if value != "???":
+            hold(str(key), value, types[str(key)])
     for group, node in plain.items():
         if isinstance(node, dict):
             check_group(str(group), node)
@@ -172,44 +174,49 @@ def check(cfg: DictConfig) -> None:
 
 
 def hint(cfg: DictConfig, key: str) -> str:
-    """The line of the YAML that explains a missing key, where it has a comment."""
-    group = key.partition(".")[0]
-    comments = [
-        match[1]
-        for path in (CONF / group).glob("*.yaml")
-        if (match := re.search(rf"^{key.rpartition('.')[2]}: \?\?\?\s*# (.*)$", path.read_text("utf8"), re.M))
+    """What a missing key is: its kind, and what its option's YAML says first."""
+    group, _, name = key.rpartition(".")
+    node = cfg.get(group, {})
+    function = signature(node["_target_"]) if node.get("_target_") else None
+    kind = fault(object(), function.parameters.get(name)) if function else None
+    heads = [
+        text.splitlines()[0].removeprefix("# ")
+        for text in (path.read_text("utf8") for path in (CONF / group).glob("*.yaml"))
+        if yaml.safe_load(text).get("_target_") == node.get("_target_") and yaml.safe_load(text).get(name) == "???"
     ]
-    return f" ({comments[0]})" if comments else ""
+    return "".join(f", {text}" for text in (kind,) if text) + "".join(f" ({text.rstrip('.')})" for text in heads[:1])
 
 
 def check_group(group: str, node: dict[str, Any]) -> None:
     """Holds the keys of one node against the signature of its `_target_`; a node without one holds switches."""
     if node.get("_target_") is None:
         for key, value in node.items():
-            if key == "_target_" or isinstance(value, bool | str):
-                continue
-            raise ValueError(f"{group}.{key} must be true or false, got {value!r}")
+            if key != "_target_" and not isinstance(value, bool):
+                raise ValueError(f"{group}.{key} must be true or false, got {value!r}")
         return
-    known = signature(node["_target_"])
+    function = signature(node["_target_"])
     for key, value in node.items():
-        if key in ("_target_", "name") and group == "stage":
+        if function is None or key == "_target_" or group == "stage" or value == "???":
             continue
-        if known is None or key.startswith("_"):
-            continue
-        if key in known.parameters:
-            hold(f"{group}.{key}", value, known.parameters[key])
-        elif not known.open_ended:
-            raise ValueError(f"{group} has no key {key!r}{nearest(key, list(known.parameters))}")
+        if key in function.parameters:
+            hold(f"{group}.{key}", value, function.parameters[key])
+        elif not function.open_ended:
+            raise ValueError(f"{group} has no key {key!r}{nearest(key, list(function.parameters))}")
 
 
 def hold(name: str, value: Any, annotation: ast.expr | None) -> None:
     words = fault(value, annotation)
     if words:
-        raise ValueError(f"{name} must be {words}, got {'null' if value is None else repr(value)}")
+        got = "null" if value is None else repr(value)
+        quote = isinstance(value, int | float) and "text" in words.split(" or ")
+        remedy = f"; quotes make it text: {grammar.in_shell(name, str(value))}" if quote else ""
+        raise ValueError(f"{name} must be {words}, got {got}{remedy}")
 
 
 def check_across(cfg: dict[str, Any]) -> None:
     """Rules that join keys of several groups."""
+    if not cfg["output_dir"].strip():
+        raise ValueError("output_dir is empty: give the folder that receives the outputs")
     if "total_steps" in cfg and cfg["total_steps"] is None and cfg["epochs"] is None:
         raise ValueError("total_steps and epochs are both null: set one of them")
     zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage")

@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,8 +14,24 @@ from typing import Any, Literal
 import yaml
 
 # Keys that change how a run goes, not what comes out: a folder may be resumed under other values of them.
-FREE = ("num_processes", "resume", "log_every", "save_every", "output_dir", "cluster", "logger", "chunk_tokens", "engine")
-FREE_INSIDE = ("data.num_workers", "data.cache")
+FREE = (
+    "num_processes",
+    "resume",
+    "log_every",
+    "save_every",
+    "output_dir",
+    "cluster",
+    "logger",
+    "chunk_tokens",
+    "step_mode",
+    "engine",
+    "model.gradient_checkpointing",
+    "data.num_workers",
+    "data.cache",
+)
+BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
+# what a run leaves; a folder with none of these has nothing to lose
+LEAVES = ("checkpoints", "model", "metrics.jsonl", "train.jsonl", "result.json")
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -35,18 +52,18 @@ def claim(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
         ValueError: the folder cannot be written, or holds something else, or a run of another config.
     """
     folder = Path(cfg["output_dir"])
+    state = standing(cfg)
+    if state == "done":
+        return state
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"output_dir={folder}: cannot make this folder: {error.strerror}") from error
-    if not os.access(folder, os.W_OK):
-        raise ValueError(f"output_dir={folder}: no permission to write here")
-    if cfg["resume"] == "never":
-        clear(folder)
-    state = standing(cfg)
-    if state != "done":
+        if state == "new" and (folder / "config.yaml").exists():
+            clear(folder)
+        (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on under other values: it is not done
         write(folder / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True))
         write(folder / "provenance.json", json.dumps(provenance(), indent=2))
+    except OSError as error:
+        raise ValueError(f"output_dir={folder}: cannot write here: {error.strerror}") from error
     return state
 
 
@@ -54,22 +71,27 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
     """How far the run of `cfg` is in its folder, without touching it.
 
     Raises:
-        ValueError: the folder holds a run of another config, or files that no run has written.
+        ValueError: the folder cannot be written, holds a run of another config, or files that no run has written.
     """
     folder = Path(cfg["output_dir"])
+    check_writable(folder)
     saved = folder / "config.yaml"
     if not saved.exists():
         strangers = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        strangers = [name for name in strangers if not name.startswith(".") and name != "multirun.yaml"]
+        strangers = [name for name in strangers if not name.startswith(".")]
         if strangers and cfg["resume"] != "force":
             raise ValueError(
                 f"output_dir={folder} holds files that are not a run's ({', '.join(strangers[:3])}): choose another folder"
             )
         return "new"
+    if cfg["resume"] == "never" or not any(holds_something(folder / name) for name in LEAVES):
+        return "new"
     try:
         earlier = yaml.safe_load(saved.read_text("utf8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{saved}: cannot be read as YAML; choose another output_dir, or resume=never") from error
+    if not isinstance(earlier, dict):
+        raise ValueError(f"{saved}: is not a run's config; choose another output_dir")
     changes = differences(earlier, dict(cfg))
     if changes and cfg["resume"] != "force":
         raise ValueError(
@@ -79,18 +101,39 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
     return "done" if (folder / "result.json").exists() and not changes else "resume"
 
 
-def differences(earlier: Any, now: Any, prefix: str = "") -> list[str]:
+def holds_something(path: Path) -> bool:
+    return path.is_dir() or (path.is_file() and path.stat().st_size > 0)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that can neither be written nor made.
+
+    Raises:
+        ValueError: it, or what stands where it should be, is a file or read-only.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"output_dir={folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"output_dir={folder}: no permission to write in {there}")
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """`key=old, now new` for every key that decides a result and differs."""
     found = []
     for key in {**earlier, **now}:
         name, old, new = f"{prefix}{key}", earlier.get(key, "(unset)"), now.get(key, "(unset)")
-        if name in FREE or name in FREE_INSIDE or old == new:
-            continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{name}.")
-        else:
+        elif old != new and not is_free(name):
             found.append(f"{name}={old}, now {new}")
     return found
+
+
+def is_free(name: str) -> bool:
+    """Whether a run may go on under another value of this key."""
+    within = any(name == free or name.startswith(f"{free}.") for free in FREE)
+    return within and name not in BINDING
 
 
 def clear(folder: Path) -> None:
@@ -128,10 +171,19 @@ def add_provenance(output_dir: str, **facts: Any) -> None:
 
 
 def finish(output_dir: str, stage: str, figures: Mapping[str, Any]) -> None:
-    """Writes `result.json`, which marks the run as done."""
-    write(Path(output_dir) / "result.json", json.dumps({"stage": stage, "status": "done", **figures}, indent=2))
+    """Writes `result.json`, which marks the run as done, and when (seconds since 1970)."""
+    facts = {"stage": stage, "status": "done", "finished_at": time.time(), **figures}
+    write(Path(output_dir) / "result.json", json.dumps(facts, indent=2))
 
 
 def result(output_dir: str) -> dict[str, Any]:
-    """Reads `result.json` of a finished run."""
-    return json.loads((Path(output_dir) / "result.json").read_text("utf8"))
+    """Reads `result.json` of a finished run.
+
+    Raises:
+        ValueError: it is not the whole file that a run writes.
+    """
+    path = Path(output_dir) / "result.json"
+    try:
+        return dict(json.loads(path.read_text("utf8")))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read; delete it to do this step again") from error

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from omegaconf import OmegaConf
 
-from bgetrain import config, output
+from bgetrain import config, output, overrides, selection
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
@@ -20,6 +21,7 @@ class Step(NamedTuple):
     """One step, ready to run.
 
     Attributes:
+        name: in the recipe.
         overrides: complete; as a command line they do the same.
         output_dir: where its outputs go.
         needs: names of the steps whose folders it reads.
@@ -39,30 +41,44 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
         run_stage: runs one step and returns its exit status.
 
     Raises:
-        ValueError: no such recipe or step, a step that does not compose, an override that fits no step.
+        ValueError: no such recipe or step, a step that does not compose, an override that fits no step, a step's folder
+            that belongs to another config.
     """
     own, extras = split(arguments)
-    name = own["recipe"]
-    folder = own.get("output_dir", f"outputs/{Path(name).stem}")
+    name, folder = own["recipe"], folder_of(own)
     steps = plan(name, folder, extras)
-    if own.get("dry_run", "false").lower() == "true":
-        for step in steps:
-            print(shlex.join(["bgetrain", *step.overrides]))
-        return 0
     first_anew = start_again(steps, own.get("from"))
-    began, ran = time.monotonic(), set()
+    if own.get("dry_run", "false").lower() == "true":
+        for number, step in enumerate(steps):
+            print(shlex.join(["bgetrain", *step.overrides, *(["resume=never"] if number >= first_anew else [])]))
+        return 0
+    check_folders(steps[:first_anew], name)
+    began, ran = time.monotonic(), False
     for number, step in enumerate(steps):
-        stale = number >= first_anew or bool(ran & set(step.needs))
-        anew = ["resume=never"] if stale else []
         print(f"[{number + 1}/{len(steps)}] {step.name}", flush=True)
-        was_done = not stale and (Path(step.output_dir) / "result.json").exists()
-        status = run_stage([*step.overrides, *anew])
+        anew = number >= first_anew or outdated(step, steps)
+        was_done = not anew and done(step)
+        status = run_stage([*step.overrides, *(["resume=never"] if anew else [])])
         if status:
             return status
-        if not was_done:
-            ran.add(step.name)
-    report(Path(name).stem, folder, steps, time.monotonic() - began)
+        ran = ran or not was_done
+    report(Path(name).stem, folder, steps, time.monotonic() - began if ran else None)
     return 0
+
+
+def folder_of(own: dict[str, str]) -> str:
+    """The folder of a recipe's outputs: `output_dir`, or outputs/NAME.
+
+    Raises:
+        ValueError: a path that cannot stand inside an override.
+    """
+    folder = own.get("output_dir", f"outputs/{Path(own['recipe']).stem}")
+    value = overrides.value_of(f"output_dir={folder}")
+    if not isinstance(value, str) or not re.fullmatch(r"[\w./~+@-]([\w./~+@ -]*[\w./~+@-])?", value, re.ASCII):
+        raise ValueError(
+            f"output_dir={folder}: give a path of letters, digits and . _ - / alone, for the steps' overrides hold it"
+        )
+    return value
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -70,6 +86,8 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     own, extras = {}, []
     for argument in arguments:
         key, _, value = argument.partition("=")
+        if key in own and key in OWN_KEYS:
+            raise ValueError(f"{key}={own[key]} and {argument}: give {key} once")
         if key in OWN_KEYS:
             own[key] = value
         elif key == "stage":
@@ -87,59 +105,84 @@ def load(name: str) -> dict[str, list[str]]:
     Raises:
         ValueError: no such recipe, or it is no mapping of step to list of overrides.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else config.RECIPES / f"{name}.yaml"
+    path = Path(name) if name.endswith((".yaml", ".yml")) else selection.RECIPES / f"{name}.yaml"
     if not path.is_file():
-        known = sorted(each.stem for each in config.RECIPES.glob("*.yaml"))
-        raise ValueError(f"recipe={name}: there is no {path.name}{config.nearest(name, known)}")
+        known = sorted(each.stem for each in selection.RECIPES.glob("*.yaml"))
+        where = "no such file" if path.name == name or "/" in name else "there is no such recipe"
+        raise ValueError(f"recipe={name}: {where}{selection.nearest(path.stem, known)}")
     try:
         steps = yaml.safe_load(path.read_text("utf8"))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text") from error
     if not isinstance(steps, dict) or not steps:
         raise ValueError(f"{path}: a recipe maps step names to lists of overrides, got {type(steps).__name__}")
-    return {str(step): list(flat(path, step, overrides)) for step, overrides in steps.items()}
+    for step in steps:
+        if not re.fullmatch(r"[\w-]+", str(step), re.ASCII):
+            raise ValueError(f"{path}: step {step!r} must be named by letters, digits, - and _ alone: it names a folder")
+    return {str(step): list(flat(path, str(step), each)) for step, each in steps.items()}
 
 
-def flat(path: Path, step: str, overrides: Any) -> Iterator[str]:
+def flat(path: Path, step: str, listed: Any) -> Iterator[str]:
     """Flattens lists in lists, which YAML anchors make of shared overrides."""
-    if not isinstance(overrides, list):
+    if not isinstance(listed, list):
         raise ValueError(f"{path}: step {step!r} must be a list of overrides such as [stage=pairs, epochs=1]")
-    for each in overrides:
+    for each in listed:
         if isinstance(each, list):
             yield from flat(path, step, each)
+        elif isinstance(each, str):
+            yield each
         else:
-            yield str(each)
+            raise ValueError(f"{path}: step {step!r}: {each!r} is no override: write key=value, in quotes where YAML needs them")
 
 
 def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
     """Completes every step and checks that it composes, before the first one runs."""
     recipe = load(name)
     folders = {step: f"{folder}/{step}" for step in recipe}
-    fits = {extra: False for extra in extras}
-    known_anywhere: dict[str, None] = {}
-    steps = []
-    for step, overrides in recipe.items():
-        needs = [other for other in recipe if any(f"${{{other}}}" in each for each in overrides)]
-        own = [substitute(each, folders) for each in overrides]
+    keys = {extra: parsed.key_or_group for extra, parsed in zip(extras, overrides.parse(extras), strict=True)}
+    unused, known_anywhere = dict(keys), dict.fromkeys(OWN_KEYS)
+    steps: list[Step] = []
+    for step, listed in recipe.items():
         try:
-            known = dict.fromkeys(key for key, _ in config.flatten(config.compose([*own, f"output_dir={folders[step]}"])))
-            known_anywhere |= known
-            added = [extra for extra in extras if config.parse_overrides([extra])[0].key_or_group in known or extra[0] in "+~"]
-            complete = [*own, *added, f"output_dir={folders[step]}"]
-            config.compose(complete)
+            own = [substitute(each, folders, [done.name for done in steps]) for each in listed]
+            complete = [*own, overrides.quoted("output_dir", folders[step])]
+            known = dict.fromkeys(key for key, _ in selection.flatten(config.compose(complete)))
+            added = [extra for extra, key in keys.items() if fits(extra, key, known)]
+            if added:
+                complete[-1:-1] = added
+                config.compose(complete)
         except ValueError as error:
             raise ValueError(f"recipe={name}, step {step}: {error}") from error
-        fits |= dict.fromkeys(added, True)
+        known_anywhere |= known
+        unused = {extra: key for extra, key in unused.items() if extra not in added}
+        needs = [other for other in recipe if any(f"${{{other}}}" in each for each in listed)]
         steps.append(Step(step, complete, folders[step], needs))
-    for extra, used in fits.items():
-        if not used:
-            key = extra.partition("=")[0]
-            raise ValueError(f"recipe={name}: no step has a key {key!r}{config.nearest(key, list(known_anywhere))}")
+    for key in unused.values():
+        near = selection.nearest(key, list(known_anywhere), "bgetrain stage=NAME --help")
+        raise ValueError(f"recipe={name}: no step has a key {key!r}{near}")
     return steps
 
 
-def substitute(override: str, folders: dict[str, str]) -> str:
-    """Puts the folders of other steps for `${step}`; other interpolations are Hydra's and stay."""
+def fits(extra: str, key: str, known: dict[str, None]) -> bool:
+    """Whether a step with the keys `known` takes an extra override; `+engine.x=1` goes where there is an engine."""
+    return key in known or (extra.startswith("+") and "." in key and key.partition(".")[0] in known)
+
+
+def substitute(override: str, folders: dict[str, str], earlier: Sequence[str]) -> str:
+    """Puts the folders of earlier steps for `${step}`; references to keys of the config are Hydra's and stay.
+
+    Raises:
+        ValueError: a reference to a step that comes later or not at all.
+    """
+    for name in re.findall(r"\$\{([\w-]+)\}", override):
+        if name in folders and name not in earlier:
+            raise ValueError(f"{override}: step {name} has not run when this one does; put it before")
+        if name not in folders and name not in config.Config.__annotations__:
+            raise ValueError(f"{override}: there is no step {name!r}{selection.nearest(name, list(earlier))}")
     return re.sub(r"\$\{([\w-]+)\}", lambda match: folders.get(match[1], match[0]), override)
 
 
@@ -150,12 +193,42 @@ def start_again(steps: Sequence[Step], name: str | None) -> int:
     names = [step.name for step in steps]
     if name not in names:
         close = difflib.get_close_matches(name, names, n=1)
-        raise ValueError(f"from={name}: the recipe has no such step{f'; did you mean {close[0]}?' if close else ''} "
-                         f"(its steps: {', '.join(names)})")
+        asked = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f"from={name}: the recipe has no such step{asked} (its steps: {', '.join(names)})")
     return names.index(name)
 
 
-def report(name: str, folder: str, steps: Sequence[Step], seconds: float) -> None:
+def check_folders(steps: Sequence[Step], name: str) -> None:
+    """Refuses, before anything runs, folders that hold a run of other values.
+
+    Raises:
+        ValueError: the first such folder, with the ways out.
+    """
+    for step in steps:
+        cfg = OmegaConf.to_container(config.compose(step.overrides), resolve=True)
+        assert isinstance(cfg, dict)
+        try:
+            output.standing({str(key): value for key, value in cfg.items()})
+        except ValueError as error:
+            told = str(error).partition(": choose another")[0]
+            ways = f"choose another output_dir, or from={step.name} to start again there"
+            raise ValueError(f"recipe={name}, step {step.name}: {told}: {ways}") from error
+
+
+def done(step: Step) -> bool:
+    return (Path(step.output_dir) / "result.json").exists()
+
+
+def outdated(step: Step, steps: Sequence[Step]) -> bool:
+    """Whether a step that it reads has finished after this one did."""
+    if not done(step):
+        return False
+    needed = [other for other in steps if other.name in step.needs]
+    finished = output.result(step.output_dir).get("finished_at", 0.0)
+    return any(output.result(other.output_dir).get("finished_at", 0.0) > finished for other in needed if done(other))
+
+
+def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None) -> None:
     """Writes the recipe's `result.json` and shows the ladder of its evaluations."""
     from bgetrain.logger import console
 
@@ -170,10 +243,12 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float) -> Non
         rows = [[rung["step"], *(rung[column] for column in columns)] for rung in ladder]
         if bm25:
             rows.append(["BM25", *(bm25[column] for column in columns)])
-        console.table(f"{name}: {seconds / 60:.1f} min", ["", *columns], rows)
+        took = "" if seconds is None else f": {seconds / 60:.1f} min"
+        console.table(f"{name}{took}", ["", *columns], rows)
     models = [step.output_dir for step in steps if (Path(step.output_dir) / "model").is_dir()]
     if models:
-        print(f"Your model is {models[-1]}/model. Try it on your own texts: "
-              f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER, "
-              f'or in Python: SentenceTransformer("{models[-1]}/model").encode(["..."])')
-
+        print(
+            f"Your model is {models[-1]}/model. Try it on your own texts: "
+            f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER, "
+            f'or in Python: SentenceTransformer("{models[-1]}/model").encode(["..."])'
+        )

@@ -7,6 +7,7 @@ and a typing mistake should be answered at once.
 import ast
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -35,10 +36,12 @@ class Signature(NamedTuple):
     Attributes:
         parameters: name -> annotation, None where there is none.
         open_ended: True where the function takes `**names` as well.
+        positional: those before the `*`, which the caller gives and no YAML does.
     """
 
     parameters: dict[str, ast.expr | None]
     open_ended: bool
+    positional: list[str]
 
 
 def is_int(value: Any) -> bool:
@@ -46,7 +49,7 @@ def is_int(value: Any) -> bool:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def parse(text: str) -> ast.expr:
@@ -92,8 +95,9 @@ def signature(target: str) -> Signature | None:
     if not isinstance(found[-1], ast.FunctionDef):
         return None
     arguments = found[-1].args
-    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return Signature({each.arg: each.annotation for each in named}, arguments.kwarg is not None)
+    before = [*arguments.posonlyargs, *arguments.args]
+    parameters = {each.arg: each.annotation for each in [*before, *arguments.kwonlyargs]}
+    return Signature(parameters, arguments.kwarg is not None, [each.arg for each in before])
 
 
 def fault(value: Any, annotation: ast.expr | None) -> str | None:
@@ -128,11 +132,15 @@ def fault(value: Any, annotation: ast.expr | None) -> str | None:
 
 
 def fault_of_items(value: Any, item: ast.expr) -> str | None:
-    """As `fault`, for a list whose items are annotated `item` (of a tuple, its first)."""
+    """As `fault`, for a list whose items are annotated `item`; `tuple[A, B]` has as many items as it names."""
     if not isinstance(value, list | tuple):
         return "a list such as [a, b]"
-    first = item.elts[0] if isinstance(item, ast.Tuple) else item
-    words = next((text for each in value if (text := fault(each, first))), None)
+    elements = item.elts if isinstance(item, ast.Tuple) else [item]
+    fixed = isinstance(item, ast.Tuple) and ast.unparse(elements[-1]) != "..."
+    words = next((text for each in value if (text := fault(each, elements[0]))), None)
+    if fixed and len(value) != len(elements):
+        words = words or fault(object(), elements[0])
+        return f"a list of {len(elements)} items, each {words}"
     return words and f"a list, each item {words}"
 
 

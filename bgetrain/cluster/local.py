@@ -1,5 +1,6 @@
 """Ranks on this machine: joins those that torchrun started, else starts one per device."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+USER_ERROR = 2  # exit status: something to mend, said in one line
 INTERRUPTED = 75  # exit status: saved, run the same command again to go on
 GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
 LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
@@ -54,11 +56,14 @@ def launch(
         port: TCP port where the ranks meet; None: a free one.
 
     Returns:
-        The exit status of the whole: the first that is neither 0 nor 75, else 75 where any rank was interrupted, else 0.
+        The exit status of the whole: 2 where any rank has it, else 1 where any failed otherwise, else 75 where any was
+        interrupted, else 0.
 
     Raises:
         ValueError: `port` is in use.
     """
+    # before torch is loaded; threads that spin while they wait cost up to 5x where anything else runs on the cores
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         watch_lifeline()
         local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
@@ -95,10 +100,9 @@ def claimed_port(port: int) -> int:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise ValueError(
-                f"cluster.port={port} cannot be used ({error.strerror}): choose another, or null for a free one"
-            ) from error
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or "ports end at 65535"
+            raise ValueError(f"cluster.port={port} cannot be used ({reason}): choose another, or null for a free one") from error
     return port
 
 
@@ -111,7 +115,6 @@ def start_ranks(command: list[str], count: int, port: int) -> int:
             "LOCAL_WORLD_SIZE": str(count),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
-            "OMP_WAIT_POLICY": "passive",  # spinning threads cost up to 5x CPU where ranks share cores
             LIFELINE: str(lifeline),
             COMPLAINTS: complaints,
         }
@@ -127,7 +130,7 @@ def start_ranks(command: list[str], count: int, port: int) -> int:
         ]
         os.close(lifeline)
         try:
-            status = wait(ranks)
+            status = wait(ranks, Path(complaints))
         finally:
             end(ranks)
             os.close(held)
@@ -136,7 +139,7 @@ def start_ranks(command: list[str], count: int, port: int) -> int:
     return status
 
 
-def wait(ranks: list[subprocess.Popen]) -> int:
+def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
     """Waits for all ranks; the first interrupt is passed on, the second ends them, and so does the failure of one."""
     interrupts = 0
 
@@ -144,8 +147,10 @@ def wait(ranks: list[subprocess.Popen]) -> int:
         nonlocal interrupts
         interrupts += 1
         for rank in ranks:
-            if rank.poll() is None:
-                rank.send_signal(number if interrupts == 1 else signal.SIGKILL)
+            if rank.poll() is None and interrupts == 1:
+                rank.send_signal(number)
+            elif interrupts > 1:
+                kill(rank)
 
     earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -156,7 +161,12 @@ def wait(ranks: list[subprocess.Popen]) -> int:
                 return INTERRUPTED if not failed else 1
             if failed:
                 time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
-                return next((status for status in failed if status > 0), 1)
+                statuses = [rank.poll() for rank in ranks]
+                for number, status in enumerate(statuses):
+                    if status is not None and status < 0:
+                        (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}", "utf8")
+                # a rank that lost another crashes for it: what the user can mend comes first
+                return USER_ERROR if USER_ERROR in statuses else 1
             if None not in statuses:
                 return INTERRUPTED if INTERRUPTED in statuses else 0
             time.sleep(0.05)
@@ -172,11 +182,16 @@ def end(ranks: list[subprocess.Popen]) -> None:
             rank.terminate()
     deadline = time.monotonic() + GRACE_SECONDS
     for rank in ranks:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             rank.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()
+        kill(rank)
+        rank.wait()
+
+
+def kill(rank: subprocess.Popen) -> None:
+    """Ends a rank and the processes that it has started, which share its session."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(rank.pid, signal.SIGKILL)
 
 
 def watch_lifeline() -> None:
@@ -187,9 +202,18 @@ def watch_lifeline() -> None:
 
     def watch() -> None:
         os.read(int(descriptor), 1)
+        if os.getpgrp() == os.getpid():
+            os.killpg(0, signal.SIGKILL)  # with the processes that it has started
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def told() -> bool:
+    """Whether another rank, or the launcher, has said why the run ends; this rank need not add what follows from it."""
+    folder = os.environ.get(COMPLAINTS)
+    own = f"{int(os.environ.get('RANK', 0)):06d}"
+    return bool(folder) and Path(str(folder)).is_dir() and any(each.name != own for each in Path(str(folder)).iterdir())
 
 
 def complain(line: str) -> None:
@@ -200,3 +224,9 @@ def complain(line: str) -> None:
     else:
         rank = os.environ.get("RANK", "0")
         print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)
+
+
+def say(line: str) -> None:
+    """Says one line of what happens, on the first rank only where a launcher of others started several."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)

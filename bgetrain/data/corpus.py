@@ -1,11 +1,13 @@
 """Retrieval sets: folders in BEIR layout (Thakur et al. 2021, arXiv:2104.08663), and this machine's Python as one."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bgetrain.data import rows as row_files
-from bgetrain.data.files import either, existing, lines
+from bgetrain.data.files import either, existing, lines, numbered
 from bgetrain.data.pydocs import harvest
+from bgetrain.data.records import brief
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source, Texts
 
 
@@ -184,7 +186,7 @@ def read_queries(folder: Path) -> dict[str, str]:
     for value, where in lines(path):
         text = value.get("text")
         if not isinstance(text, str) or not text.strip():
-            raise ValueError(f"{where}: 'text' of a query must be a text that is not empty, got {row_files.brief(text)}")
+            raise ValueError(f"{where}: 'text' of a query must be a text that is not empty, got {brief(text)}")
         found[identity(value, where)] = text
     if not found:
         raise ValueError(f"{path}: no queries in it")
@@ -208,12 +210,13 @@ def read_qrels(folder: Path, split: str) -> dict[str, tuple[dict[str, int], str]
         known = ", ".join(sorted(each.stem for each in folder.glob("qrels/*.tsv"))) or "none"
         raise ValueError(f"{path}: no such file; the splits in {folder / 'qrels'} are: {known}")
     found: dict[str, tuple[dict[str, int], str]] = {}
-    for number, line in enumerate(path.read_text("utf8").splitlines(), 1):
-        cells = line.split("\t")
-        if not line.strip() or (number == 1 and cells[-1].strip() == "score"):
+    for number, line in numbered(path):
+        cells = line.strip().split("\t")
+        if not line.strip() or (number == 1 and cells[-1] == "score"):
             continue
-        if len(cells) != 3 or not cells[2].strip().lstrip("-").isdigit():
-            raise ValueError(f"{path}:{number}: must be query-id, corpus-id and a whole number with tabs between, got {line[:80]!r}")
+        if len(cells) != 3 or not re.fullmatch(r"-?[0-9]+", cells[2]):
+            what = "query-id, corpus-id and a whole number with tabs between"
+            raise ValueError(f"{path}:{number}: must be {what}, got {line.strip()[:80]!r}")
         if int(cells[2]) > 0:
             found.setdefault(cells[0], ({}, f"{path}:{number}"))[0][cells[1]] = int(cells[2])
     if not found:

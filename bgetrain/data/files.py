@@ -3,10 +3,13 @@
 import gzip
 import hashlib
 import json
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+HALF = re.compile("[\ud800-\udfff]")  # no tokenizer and no UTF-8 file takes these
 EDGE = 1 << 20  # bytes hashed at each end of a file
 
 
@@ -47,16 +50,26 @@ def lines(path: Path) -> Iterator[Line]:
     Raises:
         ValueError: a line that is no JSON object, or bytes that are no UTF-8 or no gzip; names file and line.
     """
+    for number, text in numbered(path):
+        if text.strip():
+            yield Line(parsed(text, f"{path}:{number}"), f"{path}:{number}")
+
+
+def numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines and their numbers, from 1; `.gz` is unpacked on the way.
+
+    Raises:
+        ValueError: bytes that are no UTF-8 or no gzip; names file and line.
+    """
     number = 0
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf8") as handle:
-            for number, text in enumerate(handle, 1):
-                if text.strip():
-                    yield Line(parsed(text, f"{path}:{number}"), f"{path}:{number}")
+        # decoded line by line: a text file decodes ahead, and its error would name an earlier line
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as handle:
+            for number, line in enumerate(handle, 1):
+                yield number, line.decode("utf8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number + 1}: not UTF-8 text: {error.reason}") from error
-    except (gzip.BadGzipFile, EOFError) as error:
+        raise ValueError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
+    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
 
 
@@ -67,6 +80,8 @@ def parsed(text: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     if not isinstance(value, dict):
         raise ValueError(f'{where}: must be a JSON object such as {{"query": "...", "pos": ["..."]}}, got {text.strip()[:60]}')
+    if "\\ud" in text.lower() and HALF.search(json.dumps(value, ensure_ascii=False)):
+        raise ValueError(f"{where}: holds half a character (an escape from \\ud800 to \\udfff without its other half)")
     return value
 
 

@@ -99,9 +99,7 @@ def mask_texts(
     )
 
 
-def draw_text(
-    seed: int, step: int, row: int, length: int, num_words: int, decoder_masks: int, vocab_size: int
-) -> TextDraws:
+def draw_text(seed: int, step: int, row: int, length: int, num_words: int, decoder_masks: int, vocab_size: int) -> TextDraws:
     """Draws all that is random in the masks of one text.
 
     Args:

@@ -4,30 +4,23 @@ Nothing is downloaded: the standard library and the installed packages hold thou
 that of CodeSearchNet (Husain et al. 2019, arXiv:1909.09436), read off this machine.
 """
 
-import ast
 import difflib
-import gc
-import hashlib
-import inspect
 import itertools
 import json
 import logging
 import multiprocessing
 import os
 import platform
-import re
 import shutil
 import sysconfig
 import time
-import tokenize
 import uuid
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+
+from bgetrain.data.docstrings import Pair, digest, dotted, read_chunk
 
 logger = logging.getLogger(__name__)
 
@@ -37,33 +30,6 @@ SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tes
 
 TEST_ROWS, DEV_ROWS = 1500, 700  # but at most a quarter and an eighth of all rows
 MODULE_SHARES = (0.2, 0.4, 0.8)  # largest part of a split that one module may fill: the first that fills the splits
-
-MIN_WORDS, MAX_WORDS = 4, 40
-MIN_LETTERS_RATIO = 0.85  # of letters and spaces in a sentence; below it formulas, signatures and tables begin
-ROLE = re.compile(r":[a-zA-Z][\w:+.-]*:`[~!.]?([^`<]*?)(?:\s*<[^`>]*>)?`")  # :class:`~a.B`, :ref:`text <target>`
-LINK = re.compile(r"\[([^\]]+)\]\([^)]*\)")
-# where a first paragraph without an empty line after it turns into something else
-SECTION = re.compile(r"\n\s*(?:[:@>|.*=~^-]|\d+[.)]|[A-Z][\w ]*:\s*(?:\n|$)|[A-Z]\w+\n\s*[-=]{3})")
-SENTENCE_END = re.compile(r"(?<!\be\.g)(?<!\bi\.e)(?<!\bcf)(?<!\bvs)(?<!\betc)(?<!\b[A-Z])[.!?](?=\s+[\"'(\[]?[A-Z])")
-NO_DESCRIPTION = re.compile(
-    r"^[^\w\"'(]|^\w[\w.]*\(.*\)|\bdeprecat|\bdo not (?:edit|use)\b|\bcopyright\b|\btodo\b|\bfixme\b|>>>|:math:|\\"
-    r"|^\w+ \((?:torch\.|.*\boptional\b)"  # an argument's line: size (int, optional, defaults to 2)
-    r"|^(?:this is )?(?:the )?(?:see|refer to|same|like|alias|equivalent|overrid\w*|inherit\w*|tests?)\b",
-    re.IGNORECASE,
-)
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-BLOCKS = (*DEFINITIONS, ast.If, ast.For, ast.While, ast.With, ast.Try, ast.ExceptHandler)
-
-
-class Pair(NamedTuple):
-    """A documented definition; docstring and text are cut at max_characters."""
-
-    title: str  # 'module.Class.method'
-    line: int  # where the definition begins in its file, from 1
-    sentence: str
-    text: str  # signature and body without any docstring
-    docstring: str
-    keys: tuple[bytes, ...]  # digests of sentence, body and text; two pairs that share one are duplicates
 
 
 def harvest(
@@ -95,14 +61,14 @@ def harvest(
     sources = _list_sources(packages, max_files)
     identity = [FORMAT, platform.python_version(), packages and sorted(set(packages)), limits]
     identity.append(sorted((relative, os.path.getsize(path)) for relative, path in sources))
-    target = Path(cache) / _digest(json.dumps(identity)).hex()[:16]
+    target = Path(cache) / digest(json.dumps(identity)).hex()[:16]
     if target.is_dir():
         return target
 
     logger.info("reading the docstrings and code of %d Python files into %s", len(sources), target)
     found, num_skipped = _read_all(sources, max_characters, num_workers)
     unique = _drop_duplicates(found)
-    kept = sorted(unique, key=lambda pair: _digest(f"{pair.title}:{pair.line}"))[:max_rows]
+    kept = sorted(unique, key=lambda pair: digest(f"{pair.title}:{pair.line}"))[:max_rows]
     splits = _split_by_module(kept)
     counts = {
         "files_read": len(sources) - num_skipped,
@@ -130,13 +96,13 @@ def _list_sources(packages: list[str] | None, max_files: int) -> list[tuple[str,
                     # setdefault: the first root wins, as it does for an import
                     sources.setdefault(path[len(root) + 1 :].replace(os.sep, "/"), path)
     if packages is not None:
-        installed = sorted({_module(_dotted(relative)) for relative in sources})
+        installed = sorted({_module(dotted(relative)) for relative in sources})
         for name in packages:
             if name not in installed:
                 near = ", ".join(difflib.get_close_matches(name, installed, cutoff=0.4)) or "none"
                 raise ValueError(f"packages: {name!r} is not an installed top-level module; nearest names: {near}")
-        sources = {key: path for key, path in sources.items() if _module(_dotted(key)) in packages}
-    return sorted(sources.items(), key=lambda source: _digest(source[0]))[:max_files]
+        sources = {key: path for key, path in sources.items() if _module(dotted(key)) in packages}
+    return sorted(sources.items(), key=lambda source: digest(source[0]))[:max_files]
 
 
 def _read_all(sources: list[tuple[str, str]], max_characters: int, num_workers: int) -> tuple[list[Pair], int]:
@@ -144,105 +110,13 @@ def _read_all(sources: list[tuple[str, str]], max_characters: int, num_workers: 
     chunks = [sources[start : start + CHUNK_FILES] for start in range(0, len(sources), CHUNK_FILES)]
     num_workers = min(num_workers, len(chunks))
     if num_workers < 2 or multiprocessing.current_process().daemon:  # a daemon may not have children
-        results = [_read_chunk(chunk, max_characters) for chunk in chunks]
+        results = [read_chunk(chunk, max_characters) for chunk in chunks]
     else:
         # not fork: the caller may have threads running and torch loaded
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(num_workers, mp_context=context) as pool:
-            results = list(pool.map(_read_chunk, chunks, itertools.repeat(max_characters)))
+            results = list(pool.map(read_chunk, chunks, itertools.repeat(max_characters)))
     return [pair for pairs, _ in results for pair in pairs], sum(skipped for _, skipped in results)
-
-
-def _read_chunk(sources: list[tuple[str, str]], max_characters: int) -> tuple[list[Pair], int]:
-    pairs, num_skipped = [], 0
-    collecting = gc.isenabled()
-    gc.disable()  # the collector walks each growing tree many times and finds nothing to free
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other people's escapes and comparisons
-            for relative, path in sources:
-                try:
-                    pairs += _read_file(Path(path), _dotted(relative), max_characters)
-                # all that open, decode and ast.parse raise on broken files and on those for other versions of Python
-                except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
-                    num_skipped += 1
-    finally:
-        if collecting:
-            gc.enable()
-    return pairs, num_skipped
-
-
-def _read_file(path: Path, module: str, max_characters: int) -> list[Pair]:
-    content = path.read_bytes()
-    if b'"""' not in content and b"'''" not in content:
-        return []
-    encoding, _ = tokenize.detect_encoding(BytesIO(content).readline)
-    # not splitlines(): it also splits at characters that may stand inside a string
-    lines = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    # a docstring that shares a line with code cannot be cut out by lines
-    documented = [
-        (title, node, docstring)
-        for title, node, docstring in _documented(ast.parse("\n".join(lines)), module)
-        if lines[docstring.end_lineno - 1].rstrip().endswith(('"', "'"))
-    ]
-    # all at once: a class that quoted the docstrings of its methods would answer their queries
-    for _, _, docstring in documented:
-        lines[docstring.lineno - 1 : docstring.end_lineno] = [""] * (docstring.end_lineno - docstring.lineno + 1)
-    pairs = []
-    for title, node, docstring in documented:
-        # an escape such as \ud800 in a docstring is half a character, which no tokenizer takes
-        written = inspect.cleandoc(docstring.value.encode("utf-8", "replace").decode())
-        sentence = _first_sentence(written)
-        if sentence is None or all(_is_trivial(statement) for statement in node.body):
-            continue
-        signature = _dedent(lines[node.lineno - 1 : docstring.lineno - 1], node.col_offset)
-        body = _dedent(lines[docstring.end_lineno : node.end_lineno], node.col_offset)
-        text = f"{signature}\n{body}"[:max_characters].rstrip()
-        keys = tuple(_digest("".join(key.casefold().split())) for key in (sentence, body, text))
-        pairs.append(Pair(title, node.lineno, sentence, text, written[:max_characters], keys))
-    return pairs
-
-
-def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.AST, ast.Constant]]:
-    """Yields qualified name, definition and docstring; walks blocks only, since expressions are most of a tree."""
-    stack: list[tuple[ast.AST, str]] = [(tree, module)]
-    while stack:
-        block, name = stack.pop()
-        if isinstance(block, DEFINITIONS):
-            name = f"{name}.{block.name}"
-            first = getattr(block.body[0], "value", None)
-            if isinstance(block.body[0], ast.Expr) and isinstance(first, ast.Constant) and isinstance(first.value, str):
-                yield name, block, first
-        for field in ("body", "orelse", "handlers", "finalbody"):
-            stack += [(child, name) for child in getattr(block, field, ()) if isinstance(child, BLOCKS)]
-
-
-def _is_trivial(statement: ast.stmt) -> bool:
-    """Whether a statement does nothing: pass, `...`, a string or raise NotImplementedError."""
-    if isinstance(statement, ast.Raise):
-        error = statement.exc.func if isinstance(statement.exc, ast.Call) else statement.exc
-        return isinstance(error, ast.Name) and error.id == "NotImplementedError"
-    is_constant = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-    return is_constant or isinstance(statement, ast.Pass)
-
-
-def _dedent(lines: list[str], indent: int) -> str:
-    return "\n".join(line[indent:] if line[:indent].isspace() else line for line in lines if line.strip())
-
-
-def _first_sentence(docstring: str) -> str | None:
-    """Takes the first sentence of a docstring as plain words; None where that is no description."""
-    paragraph = re.split(r"\n[ \t]*\n", docstring.strip(), maxsplit=1)[0]
-    paragraph = SECTION.split(paragraph, maxsplit=1)[0]
-    text = LINK.sub(r"\1", ROLE.sub(r"\1", paragraph)).replace("`", "").replace("**", "")
-    text = SENTENCE_END.split(" ".join(text.split()), maxsplit=1)[0].rstrip(" .;,")
-    num_words = sum(any(character.isalpha() for character in word) for word in text.split())
-    num_letters = sum(character.isalpha() or character == " " for character in text)
-    if not MIN_WORDS <= num_words <= MAX_WORDS or num_letters < MIN_LETTERS_RATIO * len(text):
-        return None
-    # a colon at the end leads to a list that is not there, an open bracket to the rest of a cut sentence
-    is_cut = text.endswith(":") or text.count("(") != text.count(")")
-    return None if is_cut or NO_DESCRIPTION.search(text) else text
 
 
 def _drop_duplicates(found: list[Pair]) -> list[Pair]:
@@ -269,7 +143,7 @@ def _split_by_module(pairs: list[Pair]) -> dict[str, list[Pair]]:
     rows = {"test": min(TEST_ROWS, len(pairs) // 4), "dev": min(DEV_ROWS, len(pairs) // 8)}
     for share in (*MODULE_SHARES, None):
         places, filled = dict.fromkeys(counts, "train"), Counter()
-        for module in sorted(counts, key=_digest):
+        for module in sorted(counts, key=digest):
             for split, size in rows.items():
                 largest = size * share if share else len(pairs) / 3
                 if filled[split] < size and counts[module] <= largest:
@@ -317,13 +191,5 @@ def _write_jsonl(path: Path, rows: Iterable[dict[str, str]]) -> None:
         file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
-def _dotted(relative: str) -> str:
-    return relative.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-
-
 def _module(title: str) -> str:
     return title.partition(".")[0]
-
-
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

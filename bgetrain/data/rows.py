@@ -2,15 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bgetrain.data.files import Line, existing, lines
+from bgetrain.data.files import existing
+from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
 
-FORMAT = 1  # of the cached Arrow files; a change makes old ones unused
-ROW_COLUMNS = ("query", "pos", "neg", "prompt")
+FORMAT = 2  # of the cached Arrow files; a change makes old ones unused
 
 
 def jsonl(
@@ -88,7 +88,7 @@ def hub(
     """
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
     paths = [str(each) for each in sorted(Path(path).rglob("*")) if each.is_file()] if Path(path).is_dir() else []
-    origin = {"path": path, "config": config, "split": split}
+    origin = {"path": path, "config": config, "split": split, "columns": sorted(columns)}
     if "text" in columns:
         check_columns(columns, ("text",))
         texts = ArrowTexts(paths, origin, dict(columns))
@@ -131,7 +131,13 @@ class ArrowRows:
 
         if self.table is None:
             texts = List(Value("large_string"))
-            shape = {"query": Value("large_string"), "pos": texts, "neg": texts, "prompt": Value("string"), "where": Value("string")}
+            shape = {
+                "query": Value("large_string"),
+                "pos": texts,
+                "neg": texts,
+                "prompt": Value("string"),
+                "where": Value("string"),
+            }
             self.table = cached(labelled, self.paths, self.origin, self.columns, Features(shape))
         return self
 
@@ -193,112 +199,14 @@ def cached(read: Any, paths: list[str], origin: dict[str, Any] | None, columns: 
     disable_progress_bars()
     stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
     key = json.dumps([FORMAT, read.__name__, stamps, origin, columns], sort_keys=True)
-    arguments = {"paths": paths, "origin": origin, "columns": columns}
+    # a tuple: of a list datasets would make one call for each item
+    arguments = {"paths": tuple(paths), "origin": origin, "columns": columns}
     try:
-        table = Dataset.from_generator(
+        return Dataset.from_generator(
             read, features=features, gen_kwargs=arguments, fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32]
         )
     except DatasetGenerationError as error:
         raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
-    if len(table) == 0:
-        raise ValueError(f"{', '.join(paths) or (origin or {}).get('path')}: no rows in it")
-    return table
-
-
-def raw(paths: list[str], origin: dict[str, Any] | None) -> Iterator[Line]:
-    """All rows of the sources as they are, with their places."""
-    if origin is not None:
-        for number, row in enumerate(reached(origin), 1):
-            yield Line(row, f"{origin['path']}, row {number}")
-        return
-    for path in map(Path, paths):
-        if path.suffix == ".parquet":
-            yield from parquet(path)
-        else:
-            yield from lines(path)
-
-
-def parquet(path: Path) -> Iterator[Line]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        for group in pyarrow.parquet.ParquetFile(path).iter_batches(1024):
-            for number, row in enumerate(group.to_pylist(), 1):
-                yield Line(row, f"{path}, row {number}")
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
-
-
-def reached(origin: dict[str, Any]) -> Any:
-    """Loads a hub data set or a local copy of one.
-
-    Raises:
-        ValueError: it cannot be reached; says how to point at a local copy.
-    """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError
-
-    path = origin["path"]
-    try:
-        return load_dataset(path, None if Path(path).is_dir() else origin["config"], split=origin["split"])
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise ValueError(
-            f"data.path={path}: cannot be reached on the hub and is no local folder ({reason}); point data.path at a local "
-            f"copy, or use files of your own with data=jsonl data.files=[train.jsonl]"
-        ) from error
-
-
-def labelled(paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for row, where in raw(paths, origin):
-        yield {**checked(row, columns, where), "where": where}
-
-
-def texts_only(paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    name = columns.get("text", "text")
-    for row, where in raw(paths, origin):
-        value = row.get(name)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {brief(value)}")
-        yield {"text": value}
-
-
-def checked(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """A row under our names.
-
-    Raises:
-        ValueError: the query or a passage is missing, empty or no text; names the place.
-    """
-    names = {ours: columns.get(ours, ours) for ours in ROW_COLUMNS}
-    query, prompt = row.get(names["query"]), row.get(names["prompt"])
-    if names["query"] not in row:
-        raise ValueError(f"{where}: has no {names['query']!r}; its keys are {', '.join(row)}: map them with data.columns")
-    if not isinstance(query, str) or not query.strip():
-        raise ValueError(f"{where}: {names['query']!r} must be a text that is not empty, got {brief(query)}")
-    if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f"{where}: {names['prompt']!r} must be a text, got {brief(prompt)}")
-    positives = passages(row.get(names["pos"]), names["pos"], where)
-    if not positives:
-        raise ValueError(f"{where}: {names['pos']!r} must list at least one passage, got {brief(row.get(names['pos']))}")
-    return {"query": query, "pos": positives, "neg": passages(row.get(names["neg"]), names["neg"], where), "prompt": prompt}
-
-
-def passages(values: Any, name: str, where: str) -> list[str]:
-    """A list of passages: texts, or objects with `title` and `text`; one alone counts as a list of one."""
-    if values is None:
-        return []
-    found = []
-    for value in [values] if isinstance(values, str | dict) else values:
-        passage = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
-        if not isinstance(passage, str) or not passage.strip():
-            raise ValueError(f"{where}: every passage of {name!r} must be a text that is not empty, got {brief(value)}")
-        found.append(passage)
-    return found
-
-
-def brief(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
 
 
 def as_retrieval(rows: Any) -> Retrieval:

@@ -16,7 +16,7 @@ def save(folder: Path, state: TrainState, *, keep: int) -> Path:
     Args:
         folder: `output_dir/checkpoints`.
         state: whole, on the host.
-        keep: checkpoints to leave, the newest.
+        keep: checkpoints to leave, this one and the newest before it.
 
     Returns:
         Where it lies.
@@ -34,8 +34,11 @@ def save(folder: Path, state: TrainState, *, keep: int) -> Path:
     pointer = folder / f".latest.{os.getpid()}"
     pointer.write_text(final.name, "utf8")
     pointer.replace(folder / "latest")
-    for old in steps(folder)[:-keep]:
+    kept = [step for step in steps(folder) if step <= state.step][-keep:]  # later ones are of a run that was given up
+    for old in set(steps(folder)) - set(kept):
         shutil.rmtree(folder / f"step_{old}")
+    for part in folder.glob(".step_*.part"):  # of a run that was killed while it wrote
+        shutil.rmtree(part)
     return final
 
 

@@ -3,7 +3,7 @@
 import difflib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,12 +14,14 @@ from bgetrain.types import NonNegativeFloat, TrainState, World
 
 logging.disable(logging.WARNING)  # importing deepspeed warns that a CPU is a CPU
 import deepspeed  # noqa: E402
-from deepspeed.runtime import constants  # noqa: E402
+from deepspeed.runtime.config import DeepSpeedConfigError  # noqa: E402
 from deepspeed.utils import (  # noqa: E402
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 
 logging.disable(logging.NOTSET)
@@ -27,6 +29,14 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # deepspeed calls older names
 # on a CPU deepspeed would compile a shared-memory all-reduce, which needs g++, ninja and over a minute
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+# deepspeed's top-level keys that leave the update what it is (its runtime/config.py, 0.19.8); sizes, precision, optimizer
+# and the like follow from keys of ours
+PASSED_ON = (
+    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "csv_monitor", "data_types",
+    "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "gradient_predivide_factor", "log_level",
+    "memory_breakdown", "prescale_gradients", "steps_per_print", "tensorboard", "timers", "wandb", "wall_clock_breakdown",
+)  # fmt: skip
 
 
 class Engine:
@@ -104,7 +114,11 @@ class Engine:
             state: of the same parameters.
             probe: a forward pass that reaches every parameter; one step at learning rate 0 makes deepspeed create the
                 optimizer states, which are then overwritten.
+
+        Raises:
+            ValueError: the state is of another model or another optimizer.
         """
+        self.check(state)
         groups = self.core.optimizer.param_groups
         kept = [(group["lr"], group["weight_decay"]) for group in groups]
         for group in groups:
@@ -116,18 +130,48 @@ class Engine:
         inner = inner_optimizer(self.core.optimizer)
         link_states(self.core.optimizer)
         for name, each in self.trained().items():
-            if self.zero_stage == 0:
-                with torch.no_grad():
-                    each.copy_(state.parameters[name])
-                for key, value in state.moments[name].items():
-                    inner.state[each][key].copy_(value)
-                continue
-            safe_set_full_fp32_param(each, state.parameters[name].to(self.world.device))
+            self.overwrite(each, state.parameters[name].to(self.world.device))
             for key, value in state.moments[name].items():
-                safe_set_full_optimizer_state(each, value.to(self.world.device), key)
+                if self.zero_stage == 0:
+                    inner.state[each][key].copy_(value)
+                elif self.zero_stage == 3:
+                    safe_set_local_optimizer_state(each, self.partition(each, value.to(self.world.device)), key)
+                else:
+                    safe_set_full_optimizer_state(each, value.to(self.world.device), key)
         for held in inner.state.values():
             for key, value in state.counters.items():
                 held[key] = torch.full_like(held[key], value) if isinstance(held.get(key), Tensor) else value
+
+    def check(self, state: TrainState) -> None:
+        """Holds names and shapes of a state against the module.
+
+        Raises:
+            ValueError: one that differs.
+        """
+        for name, each in self.trained().items():
+            if name not in state.parameters:
+                raise ValueError(f"the checkpoint of step {state.step} has no {name!r}, it is of another model: use resume=never")
+            have, want = tuple(state.parameters[name].shape), tuple(shape_of(each))
+            if have != want:
+                raise ValueError(f"{name} is {list(have)} in the checkpoint of step {state.step} but {list(want)} in the model")
+
+    def overwrite(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Sets a whole parameter: deepspeed's fp32 copy of it, and what the forward pass reads."""
+        if self.zero_stage == 3:
+            safe_set_local_fp32_param(parameter, self.partition(parameter, value))
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                parameter.data.copy_(value)
+            return
+        if self.zero_stage > 0:
+            safe_set_full_fp32_param(parameter, value)
+        parameter.data.copy_(value)
+
+    def partition(self, parameter: nn.Parameter, value: Tensor) -> Tensor:
+        """What this rank holds of a whole tensor under ZeRO-3: flat, the last rank's part padded with zeros."""
+        size = parameter.ds_tensor.numel()  # type: ignore[attr-defined]
+        padded = value.new_zeros(size * self.world.size)
+        padded[: value.numel()] = value.flatten()
+        return padded[self.world.rank * size : (self.world.rank + 1) * size]
 
 
 def start(
@@ -154,11 +198,7 @@ def start(
     Raises:
         ValueError: a key that deepspeed does not know, or a combination it cannot run.
     """
-    known = {value for value in vars(constants).values() if isinstance(value, str)} | {"data_types", "comms_logger"}
-    for name in others:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"engine.{name}: DeepSpeed has no such key{f'; did you mean {close[0]}?' if close else ''}")
+    check_keys(others)
     stage = zero_optimization.get("stage", 0)
     if precision != "fp32" and stage == 0:
         raise ValueError(f"precision={precision} needs engine=zero1 or above: at ZeRO-0 gradients would add up in {precision}")
@@ -184,7 +224,22 @@ def start(
     except ValidationError as error:
         faults = "; ".join(f"engine.zero_optimization.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
         raise ValueError(f"DeepSpeed refuses the config: {faults}") from error
+    except DeepSpeedConfigError as error:
+        raise ValueError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from error
     return Engine(core, world, stage)
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Refuses top-level keys of deepspeed's config that are not passed on.
+
+    Raises:
+        ValueError: the first such key.
+    """
+    for name in keys:
+        if name not in PASSED_ON:
+            close = difflib.get_close_matches(name, [*PASSED_ON, "gradient_clipping", "zero_optimization"], n=1)
+            hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(PASSED_ON)}"
+            raise ValueError(f"engine.{name} is not a key of DeepSpeed that can be set here; {hint}")
 
 
 def inner_optimizer(optimizer: Any) -> Any:

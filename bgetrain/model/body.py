@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bgetrain import hub
 from bgetrain.types import NonNegativeInt, Pooling, PositiveInt, Ratio
-
 
 HEADS = ("pooler.", "cls.", "lm_head.", "head.", "decoder.", "bert.pooler.")  # not part of the encoder
 
@@ -56,12 +56,12 @@ def pretrained(
         vocabulary: not used; the checkpoint has one.
 
     Raises:
-        ValueError: there is no model at `path`; its weights lie under `path/` only as a head-less or unknown type.
+        ValueError: there is no model at `path`, it cannot be read or reached, or it lacks weights of the encoder.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     quiet()
-    check_folder(path, "model.path")
+    path = checked_path(path, "model.path")
     config = loaded(lambda: AutoConfig.from_pretrained(path), "model.path", path)
     if dropout is not None:
         set_dropout(config, dropout)
@@ -140,7 +140,9 @@ def finished(backbone: Any, tokenizer: Any, pooling: str, gradient_checkpointing
     if tokenizer.pad_token_id is None:
         raise ValueError("model.tokenizer has no padding token: choose an encoder's tokenizer")
     if len(tokenizer) > config.vocab_size:
-        raise ValueError(f"model.tokenizer has {len(tokenizer)} words but the model {config.vocab_size}: they do not belong together")
+        raise ValueError(
+            f"model.tokenizer has {len(tokenizer)} words but the model {config.vocab_size}: they do not belong together"
+        )
     # RoBERTa's positions start at padding_idx + 1
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
@@ -173,17 +175,20 @@ def set_dropout(config: Any, dropout: float) -> None:
             setattr(config, name, dropout)
 
 
-def check_folder(path: str, key: str) -> None:
-    """Refuses a local folder without a model before transformers searches the hub for it.
+def checked_path(path: str, key: str) -> str:
+    """The path with `~` expanded; refuses a local folder without a model before transformers searches the hub for it.
 
     Raises:
         ValueError: `path` looks like a local path and holds no config.json.
     """
     folder = Path(path).expanduser()
     looks_local = folder.exists() or path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not (folder / "config.json").is_file():
+    if not looks_local:
+        return path
+    if not (folder / "config.json").is_file():
         what = "there is no such folder" if not folder.exists() else "this folder has no config.json"
         raise ValueError(f"{key}={path}: {what}, so it is no model: give a folder that save_pretrained wrote, or a hub id")
+    return str(folder)
 
 
 def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
@@ -194,6 +199,7 @@ def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
     """
     from safetensors import SafetensorError
 
+    online = Path(path).exists() or hub.settle()
     try:
         return load()
     except (OSError, ValueError, SafetensorError) as error:
@@ -201,8 +207,8 @@ def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
         if Path(path).exists():
             raise ValueError(f"{key}={path}: cannot be loaded: {reason}") from error
         raise ValueError(
-            f"{key}={path}: cannot be reached on the hub and is no local folder ({reason}); "
-            f"point {key} at a local copy, or build a small model with model=tiny"
+            f"{key}={path}: no local folder, and cannot be reached on the hub ({reason if online else hub.SILENT}); "
+            f"point {key}=FOLDER at a local copy, or build a small model with model=tiny"
         ) from error
 
 
@@ -221,13 +227,13 @@ def load_tokenizer(path: str) -> Any:
 
 
 def pooling_of(path: str) -> str:
-    """What `path/1_Pooling/config.json` says, in either of sentence-transformers' forms; cls where there is none.
+    """What `1_Pooling/config.json` of a folder or hub id says, in either of sentence-transformers' forms, else cls.
 
     Raises:
-        ValueError: a pooling that bgetrain does not have.
+        ValueError: a pooling that bgetrain does not have, or a file that cannot be reached.
     """
-    file = Path(path) / "1_Pooling" / "config.json"
-    if not file.is_file():
+    file = pooling_file(path)
+    if not file:
         return "cls"
     config = json.loads(file.read_text("utf8"))
     names = {"cls": "cls", "mean": "mean", "lasttoken": "last", "last": "last"}
@@ -239,3 +245,19 @@ def pooling_of(path: str) -> str:
     if mode not in names:
         raise ValueError(f"{file}: pooling {mode!r} is not one of cls, mean, last: set model.pooling")
     return names[mode]
+
+
+def pooling_file(path: str) -> Path | None:
+    """Where `1_Pooling/config.json` of a folder or hub id lies on this machine; None where it has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    name = "1_Pooling/config.json"
+    if Path(path).is_dir():
+        return Path(path, name) if Path(path, name).is_file() else None
+    try:
+        return Path(hf_hub_download(path, name))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"model.pooling=auto: {name} of {path} cannot be reached on the hub: set model.pooling") from error
+    except EntryNotFoundError:
+        return None

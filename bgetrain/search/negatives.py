@@ -63,9 +63,7 @@ def draw(
     return drawn
 
 
-def _distinct(
-    window: Iterable[int], excluded: Collection[str], passage_ids: Sequence[str], passages: Sequence[str]
-) -> list[int]:
+def _distinct(window: Iterable[int], excluded: Collection[str], passage_ids: Sequence[str], passages: Sequence[str]) -> list[int]:
     """Drops positions whose text is excluded; of equal texts the smallest passage id stays, whatever their order."""
     kept: dict[str, int] = {}
     for position in window:

@@ -17,46 +17,6 @@ from bgetrain.data import pydocs
 DEFAULTS = {"packages": None, "max_files": 10_000, "max_rows": 100_000, "max_characters": 1000, "num_workers": 1}
 SPLITS = ("train", "dev", "test")
 
-SHAPES = '''
-class Circle(Shape):
-    """A round shape with a radius."""
-
-    sides = 0
-
-    @property
-    def area(self):
-        """Computes the surface that the circle covers.
-
-        A second paragraph.
-        """
-        # pi r^2
-
-        return 3 * self.radius**2
-
-    def label(self): "Short text shown beside it"; return 1
-
-    def scale(self):
-        """Grows the circle by a factor."""
-        raise NotImplementedError("later")
-
-
-if True:
-
-    async def draw(
-        shape,
-    ):
-        """
-        Paints a shape on
-        the given canvas. Then returns.
-        """
-
-        def inner():
-            """Finds the nearest free pixel."""
-            return 1
-
-        return inner()
-'''
-
 
 def write_module(root: Path, name: str, number: int, words: str = "alpha beta gamma") -> None:
     functions = (
@@ -107,51 +67,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def harvest(cache: Path, **changed: object) -> Path:
     return pydocs.harvest(cache, **(DEFAULTS | changed))
-
-
-def test_definitions_become_pairs_of_first_sentence_and_code_without_docstrings(root, tmp_path):
-    (root / "moda.py").unlink()
-    (root / "shapes").mkdir()
-    (root / "shapes" / "__init__.py").write_text(SHAPES)
-    folder = harvest(tmp_path / "cache")
-    ours = {title: text for title, text in passages(folder).items() if title.startswith("shapes.")}
-    assert ours == {
-        "shapes.Circle": "class Circle(Shape):\n    sides = 0\n    @property\n    def area(self):\n        # pi r^2\n"
-        '        return 3 * self.radius**2\n    def label(self): "Short text shown beside it"; return 1\n'
-        '    def scale(self):\n        raise NotImplementedError("later")',
-        "shapes.Circle.area": "def area(self):\n    # pi r^2\n    return 3 * self.radius**2",
-        "shapes.draw": "async def draw(\n    shape,\n):\n    def inner():\n        return 1\n    return inner()",
-        "shapes.draw.inner": "def inner():\n    return 1",
-    }
-    found = sentences(folder)
-    assert found["shapes.Circle"] == "A round shape with a radius"
-    assert found["shapes.Circle.area"] == "Computes the surface that the circle covers"
-    assert found["shapes.draw"] == "Paints a shape on the given canvas"
-
-
-@pytest.mark.parametrize(
-    ("docstring", "sentence"),
-    [
-        ("Return the :class:`~a.b.Thing` of\n   a ``name``.  More.", "Return the a.b.Thing of a name"),
-        ("Reads e.g. Latin text from a file.", "Reads e.g. Latin text from a file"),
-        ("Opens the file by name\n:param name: its name", "Opens the file by name"),
-        ("Opens the file by name\n    Args:\n        name: its name", "Opens the file by name"),
-        ("Is this number even or odd?", "Is this number even or odd?"),
-        ("Too few words.", None),
-        (":param name: the name of the file to be opened", None),
-        (".. note:: the name of the file", None),
-        (">>> print what this function gives", None),
-        ("Deprecated since 3.2, use the other function.", None),
-        ("Sums up all rows. Deprecated since 3.2.", "Sums up all rows"),
-        ("find(text, start) -> first place of the text", None),
-        ("size (int, optional, defaults to two): width of the layer", None),
-        ("See the docstring of the other class.", None),
-        ("Returns one of the following:\n  - a\n  - b", None),
-        ("x**2 + y**2 == z**2 and w**2 == v", None),
-    ],
-)
-def test_first_sentence_is_plain_words_or_nothing(docstring, sentence):
-    assert pydocs._first_sentence(docstring) == sentence
 
 
 def test_tests_and_nested_installations_are_not_read(root, tmp_path):
@@ -303,17 +218,6 @@ def test_files_that_do_not_parse_or_decode_are_counted_and_warn_of_nothing(root,
     counts = json.loads((folder / "harvest.json").read_text())
     assert (counts["files_read"], counts["files_skipped"]) == (21, 3)
     assert sentences(folder)["latin.caf\xe9"] == "Brews \xe9 coffee for all guests"
-
-
-def test_half_characters_written_as_escapes_become_question_marks(root, tmp_path):
-    (root / "half.py").write_text('def half(x):\n    """Writes half a \\ud800 character."""\n    return "half"\n')
-    assert sentences(harvest(tmp_path / "cache"))["half.half"] == "Writes half a ? character"
-
-
-def test_unusual_line_ends_do_not_shift_the_code(root, tmp_path):
-    code = 'x = "\u2028"\r\n\x0c\r\ndef feed(x):\r\n    """Feeds a sheet to the printer."""\r\n    return x\r\n'
-    (root / "feeds.py").write_bytes(code.encode())
-    assert passages(harvest(tmp_path / "cache"))["feeds.feed"] == "def feed(x):\n    return x"
 
 
 @pytest.mark.parametrize(

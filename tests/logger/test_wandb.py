@@ -61,6 +61,20 @@ def test_offline_run_holds_config_and_every_figure(tmp_path):
     assert rows == [{"_step": 1, "loss": 1.5, "evaluate/ndcg@10": 0.25}, {"_step": 2, "loss": 0.5}]
 
 
+def test_close_waits_for_the_process_that_writes_the_file(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    calls = []
+
+    class Stub:
+        def finish(self):
+            calls.append("finish")
+
+    monkeypatch.setattr(wandb, "init", lambda **_: Stub())
+    monkeypatch.setattr(wandb, "teardown", lambda: calls.append("teardown"))
+    logger.start(str(tmp_path), {}, "bgetrain", None, "offline").close()
+    assert calls == ["finish", "teardown"]
+
+
 def test_online_start_in_the_same_folder_goes_on_with_its_run(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     calls = []

@@ -38,6 +38,8 @@ def test_equal_scores_come_by_position_also_across_the_cut():
     corpus = ["fox"] * 300 + ["fox fox"] + ["dog"] * 300
     assert bm25(["fox"], corpus, 5)[1].tolist() == [[300, 0, 1, 2, 3]]
     assert bm25(["dog"], corpus, 302)[1].tolist() == [[*range(301, 601), 0, 1]]
+    twice_once_never = ["fox fox dog", "fox dog dog", "dog dog dog"] * 200
+    assert bm25(["fox"], twice_once_never, 401)[1].tolist() == [[*range(0, 600, 3), *range(1, 600, 3), 2]]
 
 
 @pytest.mark.parametrize("query", ["", "the", "xylophone"])

@@ -51,6 +51,15 @@ def test_blocks_of_tied_queries_change_nothing(monkeypatch):
         np.testing.assert_array_equal(one, other)
 
 
+def test_queries_without_a_tie_are_searched_once(monkeypatch):
+    calls, search = [], faiss.knn
+    monkeypatch.setattr(
+        faiss, "knn", lambda queries, *rest, **named: calls.append(1) or search(queries, *rest, **named)
+    )
+    top_k(embeddings(5, 24, 1), embeddings(500, 24, 2), 10, num_threads=1)
+    assert len(calls) == 1
+
+
 def test_k_beyond_the_corpus_is_cut():
     scores, positions = top_k(embeddings(2, 8, 1), embeddings(5, 8, 2), 100, num_threads=1)
     assert scores.shape == positions.shape == (2, 5)
@@ -69,12 +78,17 @@ def test_threads_of_the_process_are_as_before():
 
 
 def test_gpus_are_searched_where_faiss_sees_them_and_k_fits(monkeypatch):
-    """The GPU calls are stood in for by a CPU index; what is held is which of the two paths is taken."""
-    built = []
+    """A CPU index stands in for the GPUs: what is held is which of the two paths is taken, not what a GPU answers."""
+    built, asked = [], []
+
+    class Shards:
+        def __init__(self, index):
+            self.add = index.add
+            self.search = lambda queries, k: asked.append(k) or index.search(queries, k)
 
     def shards(empty, options):
         built.append(options.shard)
-        return empty
+        return Shards(empty)
 
     class Options:
         shard = False
@@ -86,6 +100,7 @@ def test_gpus_are_searched_where_faiss_sees_them_and_k_fits(monkeypatch):
     for k in (10, 2900):
         np.testing.assert_array_equal(top_k(queries, corpus, k, num_threads=1)[1], brute_force(queries, corpus, k)[1])
     assert built == [True, True]
+    assert asked == [11]  # the place after the k-th shows whether it is tied; 2,901 is more than a GPU selects
 
 
 @pytest.mark.parametrize(
