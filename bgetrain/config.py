@@ -4,13 +4,11 @@ Top-level keys have the types and ranges of `Config`; a group's keys have those 
 Numbers live in YAML only: nothing here is a default.
 """
 
-# ruff: noqa: F821 (the annotations of Config are read as text: their names live in types.py, which imports torch)
-
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from hydra import compose as hydra_compose
@@ -25,6 +23,9 @@ from bgetrain import overrides as grammar
 from bgetrain import selection
 from bgetrain.selection import CONF, flatten, nearest
 from bgetrain.target import fault, parse, signature
+
+if TYPE_CHECKING:
+    from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt
 
 # DeepSpeed's keys that a key of ours decides
 OURS = {
@@ -42,23 +43,26 @@ FAULTS = (HydraException, OmegaConfBaseException, ValueError)  # what composing 
 
 @dataclass
 class Config:
-    """Types and ranges of the top-level keys; `conf/config.yaml` and `conf/stage/*.yaml` explain each one."""
+    """Types and ranges of the top-level keys; `conf/config.yaml` and `conf/stage/*.yaml` explain each one.
+
+    The annotations are read as text: their names live in types.py, which imports torch.
+    """
 
     output_dir: "str"
     seed: "NonNegativeInt"
     num_processes: "PositiveInt | None"
     resume: "Literal['auto', 'force', 'never']"
-    cluster: "Mapping"
-    logger: "Mapping"
-    model: "Mapping"
-    data: "Mapping"
-    loss: "Mapping"
-    optim: "Mapping"
-    engine: "Mapping"
-    stage: "Mapping"
-    masking: "Mapping"
-    mine: "Mapping"
-    evaluate: "Mapping"
+    cluster: "Mapping[str, Any]"
+    logger: "Mapping[str, Any]"
+    model: "Mapping[str, Any]"
+    data: "Mapping[str, Any]"
+    loss: "Mapping[str, Any]"
+    optim: "Mapping[str, Any]"
+    engine: "Mapping[str, Any]"
+    stage: "Mapping[str, Any]"
+    masking: "Mapping[str, Any]"
+    mine: "Mapping[str, Any]"
+    evaluate: "Mapping[str, Any]"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
     group_size: "PositiveInt"
@@ -95,7 +99,7 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
         if key in cfg.get("engine", {}):
             raise ValueError(f"engine.{key} is set by bgetrain: use {ours}")
     selection.check_keys(cfg, selected(parsed), parsed)
-    selection.check_fit(cfg, composed((stage_of(parsed),)), parsed)
+    selection.check_fit(cfg, parsed)
     unset = [key for key, value in flatten(cfg) if value == "???"]
     if unset and not missing:
         raise ValueError(f"{unset[0]} is missing: add {unset[0]}=VALUE{hint(cfg, unset[0])}")
@@ -136,11 +140,6 @@ def selected(parsed: Sequence[Override]) -> DictConfig:
     return composed(tuple(str(each.input_line) for each in parsed if selection.is_selection(each)))
 
 
-def stage_of(parsed: Sequence[Override]) -> str:
-    """`stage=NAME`."""
-    return next(str(each.input_line) for each in parsed if each.key_or_group == "stage")
-
-
 def known(parsed: Sequence[Override]) -> list[str]:
     """The keys that the chosen options have, none where they do not compose."""
     try:
@@ -170,7 +169,7 @@ def check(cfg: DictConfig) -> None:
     for group, node in plain.items():
         if isinstance(node, dict):
             check_group(str(group), node)
-    check_across(plain)
+    check_across({str(key): value for key, value in plain.items()})
 
 
 def hint(cfg: DictConfig, key: str) -> str:

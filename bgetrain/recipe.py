@@ -83,7 +83,8 @@ def folder_of(own: dict[str, str]) -> str:
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Parts the recipe's own keys from the overrides for its steps."""
-    own, extras = {}, []
+    own: dict[str, str] = {}
+    extras: list[str] = []
     for argument in arguments:
         key, _, value = argument.partition("=")
         if key in own and key in OWN_KEYS:

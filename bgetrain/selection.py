@@ -3,7 +3,7 @@
 import ast
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def nearest(name: str, known: Sequence[str], page: str | None = None) -> str:
 
 def flatten(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields every key below `node`, dotted, groups included; unset ones have the value "???"."""
-    plain = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
+    plain: Any = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else node
     for key, value in plain.items():
         name = f"{prefix}{key}"
         yield name, value
@@ -180,12 +180,11 @@ def in_mapping(cfg: DictConfig, key: str) -> bool:
     return known is not None and is_mapping(known.parameters.get(rest.partition(".")[0]))
 
 
-def check_fit(cfg: DictConfig, bare: DictConfig, parsed: Sequence[Override]) -> None:
+def check_fit(cfg: DictConfig, parsed: Sequence[Override]) -> None:
     """Refuses an option whose function takes other tensors than those that the stage hands over.
 
     Args:
         cfg: with all overrides.
-        bare: of the stage alone, with the options that it chooses itself.
         parsed: the overrides.
 
     Raises:
@@ -193,18 +192,26 @@ def check_fit(cfg: DictConfig, bare: DictConfig, parsed: Sequence[Override]) -> 
     """
     for each in parsed:
         group = each.key_or_group
-        own = bare.get(group) if is_selection(each) and group != "stage" else None
-        if own is None or not own.get("_target_") or not cfg[group].get("_target_"):
+        own = own_option(cfg.stage.name, group) if is_selection(each) and group != "stage" else {}
+        if not own.get("_target_") or not cfg[group].get("_target_"):
             continue
         gives, takes = handed_over(own), handed_over(cfg[group])
         if gives is not None and takes is not None and len(gives) != len(takes):
             raise ValueError(
-                f"{each.input_line} does not fit stage={bare.stage.name}: it takes {', '.join(takes) or 'nothing'}, "
+                f"{each.input_line} does not fit stage={cfg.stage.name}: it takes {', '.join(takes) or 'nothing'}, "
                 f"where the stage gives {', '.join(gives) or 'nothing'}"
             )
 
 
-def handed_over(node: DictConfig) -> list[str] | None:
+def own_option(stage: str, group: str) -> dict[str, Any]:
+    """What the option holds that a stage chooses itself; nothing where it has none."""
+    for each in yaml.safe_load((CONF / "stage" / f"{stage}.yaml").read_text("utf8"))["defaults"]:
+        if isinstance(each, dict) and f"/{group}" in each:
+            return dict(yaml.safe_load((CONF / group / f"{each[f'/{group}']}.yaml").read_text("utf8")))
+    return {}
+
+
+def handed_over(node: Mapping[str, Any] | DictConfig) -> list[str] | None:
     """What the caller gives to a node's function beside the node's keys; None where the source does not tell."""
     known = signature(node["_target_"])
     return None if known is None else [name for name in known.positional if name not in list(node)]

@@ -122,7 +122,8 @@ def typed(value: Any) -> str:
 
 def comments(path: Path) -> dict[str, str]:
     """Dotted key -> the comment at the end of its line."""
-    found, above = {}, []
+    found: dict[str, str] = {}
+    above: list[str] = []
     for line in path.read_text("utf8").splitlines():
         match = re.match(r"( *)([\w-]+):(?:[^#]|#(?! ))*?(?:\s# (.*))?$", line)
         if match:

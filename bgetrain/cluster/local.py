@@ -11,11 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from bgetrain.types import PositiveFloat, PositiveInt
 
 USER_ERROR = 2  # exit status: something to mend, said in one line
 INTERRUPTED = 75  # exit status: saved, run the same command again to go on
 GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
+FIRST_RANK_SECONDS = 60.0  # the first rank may still close a logger when the others have ended
 LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
 COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
 
@@ -43,8 +47,8 @@ def launch(
     command: Sequence[str],
     num_processes: int | None,
     *,
-    timeout_minutes: "PositiveFloat",  # noqa: F821
-    port: "PositiveInt | None",  # noqa: F821
+    timeout_minutes: "PositiveFloat",
+    port: "PositiveInt | None",
 ) -> int:
     """Calls `run` on every rank.
 
@@ -153,26 +157,35 @@ def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
                 kill(rank)
 
     earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    alone_since: float | None = None
     try:
         while True:
             statuses = [rank.poll() for rank in ranks]
-            failed = [status for status in statuses if status not in (None, 0, INTERRUPTED)]
-            if interrupts > 1:
-                return INTERRUPTED if not failed else 1
-            if failed:
+            if interrupts:  # one that was not yet listening died of what was passed on
+                statuses = [INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else status for status in statuses]
+            if any(status not in (None, 0, INTERRUPTED) for status in statuses) and interrupts < 2:
                 time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
-                statuses = [rank.poll() for rank in ranks]
-                for number, status in enumerate(statuses):
-                    if status is not None and status < 0:
-                        (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}", "utf8")
-                # a rank that lost another crashes for it: what the user can mend comes first
-                return USER_ERROR if USER_ERROR in statuses else 1
-            if None not in statuses:
-                return INTERRUPTED if INTERRUPTED in statuses else 0
+                return failure([rank.poll() for rank in ranks], complaints)
+            if None not in statuses or interrupts > 1:
+                return INTERRUPTED if any(statuses) or interrupts > 1 else 0
+            if INTERRUPTED in statuses:  # the others may wait for one that is gone, deaf to signals
+                alone_since = alone_since or time.monotonic()
+                patience = GRACE_SECONDS if statuses[0] is not None else FIRST_RANK_SECONDS
+                if time.monotonic() - alone_since > patience:
+                    return INTERRUPTED
             time.sleep(0.05)
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
+
+
+def failure(statuses: Sequence[int | None], complaints: Path) -> int:
+    """The exit status of a run of which a rank has failed; leaves word of one that could not speak for itself."""
+    for number, status in enumerate(statuses):
+        if status is not None and status < 0:
+            (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}", "utf8")
+    # a rank that lost another crashes for it: what the user can mend comes first
+    return USER_ERROR if USER_ERROR in statuses else 1
 
 
 def end(ranks: list[subprocess.Popen]) -> None:

@@ -25,6 +25,7 @@ NO_DESCRIPTION = re.compile(
     r"|^(?:this is )?(?:the )?(?:see|refer to|same|like|alias|equivalent|overrid\w*|inherit\w*|tests?)\b",
     re.IGNORECASE,
 )
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 BLOCKS = (*DEFINITIONS, ast.If, ast.For, ast.While, ast.With, ast.Try, ast.ExceptHandler)
 
@@ -77,30 +78,31 @@ def _read_file(path: Path, module: str, max_characters: int) -> list[Pair]:
     lines = content.decode(encoding).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     # a docstring that shares a line with code cannot be cut out by lines
     documented = [
-        (title, node, docstring)
-        for title, node, docstring in _documented(ast.parse("\n".join(lines)), module)
-        if lines[docstring.end_lineno - 1].rstrip().endswith(('"', "'"))
+        (title, node, docstring, place)
+        for title, node, docstring, place in _documented(ast.parse("\n".join(lines)), module)
+        if lines[place.stop - 1].rstrip().endswith(('"', "'"))
     ]
     # all at once: a class that quoted the docstrings of its methods would answer their queries
-    for _, _, docstring in documented:
-        lines[docstring.lineno - 1 : docstring.end_lineno] = [""] * (docstring.end_lineno - docstring.lineno + 1)
+    for *_, place in documented:
+        lines[place.start : place.stop] = [""] * len(place)
     pairs = []
-    for title, node, docstring in documented:
+    for title, node, docstring, place in documented:
         # an escape such as \ud800 in a docstring is half a character, which no tokenizer takes
-        written = inspect.cleandoc(docstring.value.encode("utf-8", "replace").decode())
+        written = inspect.cleandoc(docstring.encode("utf-8", "replace").decode())
         sentence = first_sentence(written)
         if sentence is None or all(_is_trivial(statement) for statement in node.body):
             continue
-        signature = _dedent(lines[node.lineno - 1 : docstring.lineno - 1], node.col_offset)
-        body = _dedent(lines[docstring.end_lineno : node.end_lineno], node.col_offset)
+        signature = _dedent(lines[node.lineno - 1 : place.start], node.col_offset)
+        body = _dedent(lines[place.stop : node.end_lineno], node.col_offset)
         text = f"{signature}\n{body}"[:max_characters].rstrip()
         keys = tuple(digest("".join(key.casefold().split())) for key in (sentence, body, text))
         pairs.append(Pair(title, node.lineno, sentence, text, written[:max_characters], keys))
     return pairs
 
 
-def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.AST, ast.Constant]]:
-    """Yields qualified name, definition and docstring; walks blocks only, since expressions are most of a tree."""
+def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, Definition, str, range]]:
+    """Yields qualified name, definition, docstring and its lines, from 0."""
+    # blocks only: expressions are most of a tree
     stack: list[tuple[ast.AST, str]] = [(tree, module)]
     while stack:
         block, name = stack.pop()
@@ -108,7 +110,7 @@ def _documented(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.AST, a
             name = f"{name}.{block.name}"
             first = getattr(block.body[0], "value", None)
             if isinstance(block.body[0], ast.Expr) and isinstance(first, ast.Constant) and isinstance(first.value, str):
-                yield name, block, first
+                yield name, block, first.value, range(first.lineno - 1, first.end_lineno or first.lineno)
         for field in ("body", "orelse", "handlers", "finalbody"):
             stack += [(child, name) for child in getattr(block, field, ()) if isinstance(child, BLOCKS)]
 

@@ -142,7 +142,8 @@ def _split_by_module(pairs: list[Pair]) -> dict[str, list[Pair]]:
     counts = Counter(_module(pair.title) for pair in pairs)
     rows = {"test": min(TEST_ROWS, len(pairs) // 4), "dev": min(DEV_ROWS, len(pairs) // 8)}
     for share in (*MODULE_SHARES, None):
-        places, filled = dict.fromkeys(counts, "train"), Counter()
+        places: dict[str, str] = dict.fromkeys(counts, "train")
+        filled: Counter[str] = Counter()
         for module in sorted(counts, key=digest):
             for split, size in rows.items():
                 largest = size * share if share else len(pairs) / 3

@@ -1,6 +1,6 @@
 """Texts to ragged token ids, their cut into chunks, and a vocabulary for those who have none."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -91,7 +91,12 @@ def pad(text: Ragged, indices: Tensor, pad_id: int) -> Chunk:
 
 
 def train_wordpiece(texts: Iterable[str], vocab_size: int, max_len: int) -> Any:
-    """Trains a lower-casing WordPiece tokenizer, as BERT has it, on `texts`.
+    """Trains a lower-casing WordPiece tokenizer, as BERT has it, on `texts`; the same texts give the same vocabulary.
+
+    Args:
+        texts: read twice; an iterator, which can be read once only, is held in memory.
+        vocab_size: words, special tokens included.
+        max_len: tokens that a model of this vocabulary takes.
 
     Returns:
         A fast tokenizer of transformers with BERT's special tokens.
@@ -102,15 +107,21 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, max_len: int) -> Any:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIALS, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() <= len(SPECIALS):
+    texts = list(texts) if isinstance(texts, Iterator) else texts
+    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    continuing = [f"##{each}" for each in continuing_characters(texts, normalizer, pre_tokenizer)]
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer, trained.pre_tokenizer = normalizer, pre_tokenizer
+    # the trainer numbers "##x" in the order of a hash map, another one each time, and breaks ties of counts by number:
+    # as special tokens they have fixed numbers; the tokenizer made below knows them as words like any other
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=SPECIALS + continuing, show_progress=False)
+    trained.train_from_iterator(texts, trainer)
+    ids = trained.get_vocab()
+    if not continuing and len(ids) <= len(SPECIALS):
         raise ValueError("a vocabulary cannot be trained: the data has no training texts")
-    cls_id, sep_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", sep_id), ("[CLS]", cls_id))
+    tokenizer = Tokenizer(models.WordPiece(vocab=ids, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         model_max_length=max_len,
@@ -120,3 +131,16 @@ def train_wordpiece(texts: Iterable[str], vocab_size: int, max_len: int) -> Any:
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def continuing_characters(texts: Iterable[str], normalizer: Any, pre_tokenizer: Any) -> list[str]:
+    """The characters of normalised `texts` that can stand inside a word, sorted; signs are words of their own."""
+    seen: set[str] = set()
+    for text in texts:
+        seen.update(text)
+    normal = sorted({each for character in seen for each in normalizer.normalize_str(character)})
+
+    def pieces(text: str) -> list[str]:
+        return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))]
+
+    return [each for each in normal if pieces(f"a{each}") == [f"a{each}"]]

@@ -32,8 +32,9 @@ def save(
     """
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    backbone.config.dtype = "float32"
     backbone.save_pretrained(beside, state_dict=weights)
+    backbone.config.dtype = "float32"  # save_pretrained writes that of the module, which under bf16 is not that of the weights
+    backbone.config.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     width = backbone.config.hidden_size
     pooling_config = {"word_embedding_dimension": width, **{name: how == pooling for how, name in POOLING_KEYS.items()}}

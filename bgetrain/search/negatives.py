@@ -25,10 +25,10 @@ def draw(
 ) -> list[list[int]]:
     """Draws negatives for each query from its ranks first to last.
 
-    Dropped from the window are texts equal to a positive of the query or to the query itself, and all but one of equal
-    texts; surrounding white space does not count. What is left is drawn from by a hash of (seed, query id, passage id),
-    so that a query's draw is the same on any number of ranks, among any other queries, and in whatever order equal
-    scores put the passages of its window.
+    Dropped from the window are empty texts, those equal to a positive of the query or to the query itself, and all but
+    one of equal texts; surrounding white space does not count. What is left is drawn from by a hash of (seed, query id,
+    passage id), so that a query's draw is the same on any number of ranks, among any other queries, and in whatever order
+    equal scores put the passages of its window.
 
     Args:
         ranked: int64 [Q, K], positions in `passages`, best first.
@@ -57,7 +57,7 @@ def draw(
         raise ValueError(f"{len(passage_ids)} passage_ids for {len(passages)} passages: there must be as many")
     drawn = []
     for row, query_id in enumerate(query_ids):
-        excluded = {text.strip() for text in (*positives[row], queries[row])}
+        excluded = {text.strip() for text in (*positives[row], queries[row], "")}
         kept = _distinct(ranked[row, first:last].tolist(), excluded, passage_ids, passages)
         drawn.append(_sample(kept, passage_ids, number, prefix=json.dumps([seed, query_id])))
     return drawn

@@ -1,5 +1,6 @@
 """What several stages make from a config: data, model, engine, and the words before the first step."""
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -116,7 +117,9 @@ def plan(cfg: Config, num_rows: int, world: World) -> tuple[Plan, int]:
     """
     if cfg["global_batch"] < world.size:
         raise ValueError(f"global_batch={cfg['global_batch']} is below the {world.size} ranks: each needs at least one row")
-    made = Plan(num_rows, cfg["global_batch"], cfg["seed"])
+    # stages of one recipe share a seed: without the name each would begin with the rows that the one before had seen
+    seed = np.random.SeedSequence([cfg["seed"], zlib.crc32(cfg["stage"]["name"].encode())]).generate_state(1)[0]
+    made = Plan(num_rows, cfg["global_batch"], int(seed))
     return made, cfg["total_steps"] or made.steps(cfg["epochs"])
 
 

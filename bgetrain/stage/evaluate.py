@@ -34,8 +34,10 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     """
     began = time.perf_counter()
     source = build.source(cfg, world)
-    retrieval = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")(source.split)
-    body = build.body(cfg, source, masked_lm=False)
+    open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")
+    retrieval, body = build.all_of(
+        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
+    )
     embed = build.encoder(cfg, body, source, world)
     passages = embed(retrieval.passages, source.passage_max_len, "passages")
     queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")

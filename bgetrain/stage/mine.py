@@ -42,7 +42,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         return {}
     _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())
     texts = dict(zip(retrieval.passage_ids, retrieval.passages, strict=True))
-    positives = [[texts[name] for name in retrieval.qrels[query] if name in texts] for query in retrieval.query_ids]
+    positives = [[texts[name] for name in retrieval.qrels[query] if texts.get(name)] for query in retrieval.query_ids]
     drawn = call(
         cfg["mine"],
         ranked,

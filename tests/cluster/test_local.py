@@ -149,6 +149,30 @@ def test_a_second_interrupt_ends_every_rank_and_their_children_within_5_seconds(
     assert not any(map(alive, processes))
 
 
+def test_a_rank_that_dies_of_the_interrupt_counts_as_interrupted(tmp_path):
+    running = launcher(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)")
+    pids(tmp_path)
+    time.sleep(0.3)
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 75
+
+
+def test_a_rank_that_waits_for_an_interrupted_one_is_ended(tmp_path):
+    running = launcher(
+        tmp_path,
+        f"""
+        signal.signal(signal.SIGINT, signal.SIG_IGN if rank else lambda *_: sys.exit(75))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        open(r'{tmp_path}/ready' + str(rank), 'w').write('1')
+        time.sleep(60)
+        """,
+    )
+    pids(tmp_path, name="ready")
+    running.send_signal(signal.SIGINT)
+    assert running.wait(10) == 75
+    assert not any(map(alive, pids(tmp_path)))
+
+
 @pytest.mark.parametrize("ignored", ["signal.SIGTERM", "signal.SIGINT"])
 def test_the_death_of_the_launcher_ends_every_rank_and_their_children_within_5_seconds(tmp_path, ignored):
     running = launcher(

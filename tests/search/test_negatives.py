@@ -35,6 +35,10 @@ def test_positives_and_their_duplicates_are_dropped_by_stripped_text():
     assert sorted(mined([[0, 1, 2, 3, 4]], passages, positives=[["gold ", "second gold"]])[0]) == [1, 4]
 
 
+def test_empty_passages_are_dropped():
+    assert mined([[0, 1, 2]], ["", "an answer", " \n"]) == [[1]]
+
+
 def test_text_of_the_query_itself_is_dropped():
     assert mined([[0, 1]], ["what is it ", "an answer"], query=" what is it") == [[1]]
 

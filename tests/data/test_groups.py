@@ -1,0 +1,151 @@
+"""Which positive, which negatives, which instruction: drawn by (seed, epoch, row) and nothing else."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from bgetrain.data.groups import check_groups, group, group_batches, strangers
+from bgetrain.data.plan import Plan, hashed
+from bgetrain.data.tokenize import train_wordpiece
+from bgetrain.types import Row, Source
+
+
+class Listed:
+    """Rows in memory."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices):
+        return [self.rows[index] for index in indices]
+
+    def where(self, index: int) -> str:
+        return f"rows.jsonl:{index + 1}"
+
+
+def row(number: int = 0, positives: int = 1, negatives: int = 0, prompt: str | None = None) -> Row:
+    return Row(
+        f"q{number}",
+        [f"p{number}{each}" for each in "abcdefgh"[:positives]],
+        [f"n{number}x{n}" for n in range(negatives)],
+        prompt,
+    )
+
+
+def source(instruction: str = "", missing: str = "random") -> Source:
+    return Source("data=test", None, None, None, [], "train", 32, 32, instruction, missing)
+
+
+MANY = Listed([row(number, positives=1 + number % 4) for number in range(50)])
+
+
+def test_the_positive_is_drawn_by_seed_epoch_and_row():
+    for seed, epoch, number in ((1, 0, 0), (1, 0, 7), (1, 5, 7), (2, 5, 7)):
+        expected = f"p3{'abcdefgh'[int(hashed(seed, 1, epoch, number)) % 8]}"
+        assert group(MANY, row(3, positives=8), number, epoch, 1, seed) == [expected]
+
+
+def test_over_epochs_and_rows_every_positive_is_drawn_alike():
+    counts = Counter(group(MANY, row(0, positives=4), number, epoch, 1, 0)[0] for number in range(100) for epoch in range(40))
+    assert len(counts) == 4
+    assert max(abs(count - 1000) for count in counts.values()) < 5 * 27.4  # five standard deviations
+
+
+def test_negatives_come_without_repeats_until_all_were_used_and_then_begin_again():
+    one = row(0, negatives=7)
+    drawn = [negative for epoch in range(7) for negative in group(MANY, one, 5, epoch, 4, seed=1)[1:]]  # 21 = three rounds
+    for start in (0, 7, 14):
+        assert sorted(drawn[start : start + 7]) == sorted(one.negatives)
+    assert drawn[:7] == drawn[7:14] != one.negatives
+    other = [negative for epoch in range(2) for negative in group(MANY, one, 6, epoch, 4, seed=1)[1:]]
+    assert other != drawn[:6]  # another row, another order
+
+
+@pytest.mark.parametrize(("have", "wanted"), [(2, 7), (3, 7), (7, 7), (1, 3)])
+def test_too_few_negatives_are_tiled_evenly(have, wanted):
+    negatives = group(MANY, row(0, negatives=have), 3, 2, wanted + 1, seed=4)[1:]
+    counts = Counter(negatives)
+    assert len(negatives) == wanted
+    assert len(counts) == have
+    assert max(counts.values()) - min(counts.values()) <= 1
+
+
+def test_strangers_are_positives_of_other_rows_and_never_of_this_one():
+    rows = Listed([Row("q", ["same"], [], None)] * 8 + [row(1), row(2)])
+    found = Counter(each for epoch in range(50) for each in strangers(rows, rows.rows[0], 0, epoch, 3, seed=0))
+    assert set(found) == {"p1a", "p2a"}
+    assert found.total() == 150
+    assert group(rows, rows.rows[0], 0, 1, 4, 0)[1:] == strangers(rows, rows.rows[0], 0, 1, 3, 0)
+
+
+def test_a_row_without_strangers_is_named():
+    with pytest.raises(ValueError, match=r"^rows\.jsonl:1: found no passage of another row .* set group_size=1$"):
+        strangers(Listed([Row("q", ["same"], [], None)] * 2), Row("q", ["same"], [], None), 0, 0, 1, 0)
+
+
+def test_rows_without_negatives_are_refused_or_filled_as_asked():
+    rows = Listed([row(0, negatives=2), row(1)])
+    said: list[str] = []
+    with pytest.raises(ValueError, match=r"^rows\.jsonl:2: group_size=3 needs negatives and this row has none: .*stage=mine"):
+        check_groups(rows, source(missing="refuse"), 3, said.append)
+    check_groups(rows, source(missing="refuse"), 1, said.append)
+    assert said == []
+    check_groups(rows, source(), 3, said.append)
+    assert said == ["1 of the first 2 rows have no negatives: random passages of other rows stand in"]
+    said.clear()
+    check_groups(rows, source(), 8, said.append)
+    assert said[1] == (
+        "1 of the first 2 rows have fewer than the 7 negatives of group_size=8 (the fewest 2): theirs are repeated"
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece(
+        [f"q{n} p{n}{c} n{n}x{m} own find none" for n in range(50) for c in "abcd" for m in range(3)], 1000, 32
+    )
+
+
+def decoded(tokenizer, text) -> list[str]:
+    return tokenizer.batch_decode([ids.tolist() for ids in text.ids.split(text.lengths.tolist())], skip_special_tokens=True)
+
+
+def test_a_row_s_prompt_takes_the_place_of_the_instruction_also_when_empty(tokenizer):
+    rows = Listed([row(0), row(1, prompt="own "), row(2, prompt="")])
+    batch_at = group_batches(rows, source("find "), tokenizer, Plan(3, 3, 0), range(3), group_size=1)
+    batch = batch_at(1)
+    queries = dict(zip(batch.rows.tolist(), decoded(tokenizer, batch.query), strict=True))
+    assert queries == {0: "find q0", 1: "own q1", 2: "q2"}  # never "None"
+
+
+def test_a_batch_holds_each_query_s_group_in_turn_and_ranks_share_it(tokenizer):
+    rows = Listed([row(number, positives=2, negatives=3) for number in range(10)])
+
+    def batches(part: range):
+        return group_batches(rows, source(), tokenizer, Plan(10, 6, 1), part, group_size=3)
+
+    whole = batches(range(6))(4)  # the fourth step begins in the second epoch
+    plan = Plan(10, 6, 1)
+    draw = plan.draw(4, range(6))
+    assert whole.rows.tolist() == draw.rows.tolist()
+    assert whole.epoch == 1.8
+    expected = [
+        text
+        for number, epoch in zip(draw.rows, draw.epochs, strict=True)
+        for text in group(rows, rows.rows[number], int(number), int(epoch), 3, 1)
+    ]
+    assert decoded(tokenizer, whole.passage) == expected
+    parts = [batches(range(4))(4), batches(range(4, 6))(4)]
+    assert np.concatenate([part.rows for part in parts]).tolist() == whole.rows.tolist()
+    assert [text for part in parts for text in decoded(tokenizer, part.passage)] == expected
+
+
+def test_queries_and_passages_are_cut_at_their_own_lengths(tokenizer):
+    long = Listed([Row("own " * 40, ["find " * 40], [], None)])
+    lengths = source()._replace(query_max_len=8, passage_max_len=16)
+    batch = group_batches(long, lengths, tokenizer, Plan(1, 1, 0), range(1), group_size=1)(1)
+    assert (batch.query.lengths.tolist(), batch.passage.lengths.tolist()) == ([8], [16])
