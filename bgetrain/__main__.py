@@ -2,7 +2,10 @@
 
 import sys
 
-from bgetrain.cli import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from bgetrain.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:  # while importing
+        sys.exit(75)

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from bgetrain import config, output, overrides, selection
+from bgetrain.cluster.local import INTERRUPTED, complain
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
@@ -59,6 +60,8 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
         anew = number >= first_anew or outdated(step, steps)
         was_done = not anew and done(step)
         status = run_stage([*step.overrides, *(["resume=never"] if anew else [])])
+        if status == INTERRUPTED and "from" in own:
+            complain(f"leave out from={own['from']} to go on, or it starts again there")
         if status:
             return status
         ran = ran or not was_done

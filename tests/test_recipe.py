@@ -98,12 +98,13 @@ def test_from_starts_again_there_and_onward(small, tmp_path, unguarded):
     assert fake.calls == ["tokenizer", "evaluate-random anew", "evaluate-again anew"]
 
 
-def test_a_step_whose_input_was_made_again_runs_again_even_in_a_later_command(small, tmp_path, unguarded):
+def test_a_step_whose_input_was_made_again_runs_again_even_in_a_later_command(small, tmp_path, unguarded, capsys):
     fake = Fake()
     arguments = [f"recipe={small}", f"output_dir={tmp_path}/out"]
     recipe.run(arguments, fake)
     fake.statuses = {"evaluate-random": 75}
     assert recipe.run([*arguments, "from=tokenizer"], fake) == 75
+    assert capsys.readouterr().err == "leave out from=tokenizer to go on, or it starts again there\n"
     fake.calls.clear()
     assert recipe.run(arguments, fake) == 0
     assert fake.calls == ["tokenizer", "evaluate-random anew", "evaluate-again anew"]

@@ -93,10 +93,9 @@ class Engine:
     def state(self, step: int) -> TrainState:
         """What a checkpoint holds; independent of world size and ZeRO stage."""
         inner = inner_optimizer(self.core.optimizer)
-        counters, names = {}, []
-        for state in list(inner.state.values())[:1]:
-            counters = {name: float(value) for name, value in state.items() if is_counter(value)}
-            names = [name for name, value in state.items() if isinstance(value, Tensor) and not is_counter(value)]
+        held = next(iter(inner.state.values()), {})
+        counters = {name: float(value) for name, value in held.items() if is_counter(value)}
+        names = moment_names(inner)
         link_states(self.core.optimizer)
         moments = {}
         for name, each in self.trained().items():
@@ -129,6 +128,12 @@ class Engine:
             group["lr"], group["weight_decay"] = rate, decay
         inner = inner_optimizer(self.core.optimizer)
         link_states(self.core.optimizer)
+        saved = sorted({key for held in state.moments.values() for key in held})
+        if saved != sorted(moment_names(inner)):
+            raise ValueError(
+                f"the checkpoint of step {state.step} holds the optimizer states {saved}, but this optimizer has "
+                f"{sorted(moment_names(inner))}: use the same optim= as before, or resume=never"
+            )
         for name, each in self.trained().items():
             self.overwrite(each, state.parameters[name].to(self.world.device))
             for key, value in state.moments[name].items():
@@ -255,6 +260,12 @@ def link_states(optimizer: Any) -> None:
     if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
         optimizer._hp_optimizer_states_linked = False
         optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def moment_names(optimizer: Any) -> list[str]:
+    """Names of the states that a torch optimizer keeps for each element of a parameter."""
+    held = next(iter(optimizer.state.values()), {})
+    return [name for name, value in held.items() if isinstance(value, Tensor) and not is_counter(value)]
 
 
 def is_counter(value: Any) -> bool:

@@ -1,5 +1,8 @@
 """What several stages make from a config: data, model, engine, and the words before the first step."""
 
+import contextlib
+import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -19,7 +22,7 @@ from bgetrain.engine.deepspeed import Engine
 from bgetrain.logger import console
 from bgetrain.model import folder
 from bgetrain.model.bi_encoder import BiEncoder
-from bgetrain.model.body import Body
+from bgetrain.model.body import Body, load_tokenizer
 from bgetrain.search.encode import encode
 from bgetrain.target import call
 from bgetrain.types import Retrieval, Source, Texts, World
@@ -63,19 +66,28 @@ def body(cfg: Config, opened: Source, *, masked_lm: bool) -> Body:
     Raises:
         ValueError: there is none, or it has fewer positions than the data wants.
     """
-    made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, opened))
+    made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, cfg, opened))
     for key in ("query_max_len", "passage_max_len"):
         if cfg["data"][key] > made.max_positions:
             raise ValueError(f"data.{key}={cfg['data'][key]} exceeds the {made.max_positions} positions of the model")
     return made
 
 
-def vocabulary(opened: Source, vocab_size: int, max_len: int) -> Any:
-    """Trains a WordPiece vocabulary on the data's training texts."""
+def vocabulary(cfg: Config, opened: Source, vocab_size: int, max_len: int) -> Any:
+    """Trains a WordPiece vocabulary on the data's training texts, or reads the one that this run began with."""
+    kept = Path(cfg["output_dir"]) / "tokenizer"
+    if kept.is_dir():  # the data may have changed since; the weights know the words of then
+        return load_tokenizer(str(kept))
     if opened.texts is None:
         raise ValueError(f"{opened.name} has no texts to train a vocabulary on: set model.tokenizer")
-    texts = opened.texts()
-    return tokens.train_wordpiece(in_blocks(texts), vocab_size, max_len)
+    trained = tokens.train_wordpiece(in_blocks(opened.texts()), vocab_size, max_len)
+    beside = kept.with_name(f".tokenizer.{os.getpid()}")
+    trained.save_pretrained(beside)
+    try:
+        beside.rename(kept)
+    except OSError:  # another rank was first, with the same words
+        shutil.rmtree(beside)
+    return trained
 
 
 def in_blocks(texts: Texts, size: int = 1000) -> Iterator[str]:
@@ -96,7 +108,7 @@ def all_of(*makers: Callable[[], Any]) -> list[Any]:
         except ValueError as error:
             faults.append(error)
     if faults:
-        raise ValueError(" | ".join(map(str, faults))) from faults[0]
+        raise ValueError(" | ".join(dict.fromkeys(map(str, faults)))) from faults[0]
     return made
 
 
@@ -187,7 +199,8 @@ def encoder(cfg: Config, made: Body, opened: Source, world: World) -> Callable[[
     module = BiEncoder(made.backbone, made.pooling).to(world.device, dtype).eval()
 
     def embed(texts: list[str], max_len: int, description: str) -> np.ndarray:
-        with console.track(description, len(texts) if world.rank == 0 else 0) as advance:
+        shown = console.track(description, len(texts)) if world.rank == 0 else contextlib.nullcontext(lambda _: None)
+        with shown as advance:
             return encode(
                 texts,
                 module,
@@ -195,7 +208,7 @@ def encoder(cfg: Config, made: Body, opened: Source, world: World) -> Callable[[
                 cut=lambda lengths: tokens.cut(lengths, cfg["chunk_tokens"]),
                 pad=lambda text, group: tokens.pad(text, group, made.tokenizer.pad_token_id),
                 world=world,
-                advance=advance if world.rank == 0 else lambda _: None,
+                advance=advance,
             )
 
     return embed

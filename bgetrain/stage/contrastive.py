@@ -60,7 +60,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             "data": f"{len(rows):,} rows of {source.name}",
             "per query": f"1 positive, {negatives:,} negatives ({cfg['loss']['negatives']}), group size {cfg['group_size']}",
             "tokens per step": f"about {world.size * int(batch.query.lengths.sum() + batch.passage.lengths.sum()):,}",
-            "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(rows):.2f} epochs), {cfg['step_mode']}",
+            "steps": f"{first_step} to {total_steps}, {total_steps * cfg['global_batch'] / len(rows):.2f} epochs, {cfg['step_mode']}",
         },
     )
     figures = fit(

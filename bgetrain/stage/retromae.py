@@ -61,7 +61,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     engine, schedule = build.engine(cfg, RetroMAE(body.backbone), world)
     batch_at = partial(masked_batch, cfg, body.tokenizer, clean_at)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
-    ratios = f"{cfg['masking']['encoder_ratio']:.0%} of the encoder's tokens, {cfg['masking']['decoder_ratio']:.0%} of the decoder's"
+    ratios = [f"{cfg['masking'][key]:.0%}" for key in ("encoder_ratio", "decoder_ratio")]
     build.announce(
         cfg,
         body,
@@ -69,7 +69,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         world,
         {
             "data": f"{len(texts):,} texts of {source.name}",
-            "masked": ratios,
+            "masked": f"{ratios[0]} of the encoder's tokens, {ratios[1]} of the decoder's",
             "tokens per step": f"about {world.size * batch_at(first_step).tokens:,}",
             "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(texts):.2f} epochs)",
         },
@@ -126,9 +126,14 @@ def update_once(
         chunk = chunks[number]
         encoder_at, decoder_at = chunk.encoder_labels != -100, chunk.decoder_labels != -100
         logits = forward(engine, chunk, world)
-        targets = [build.on_device(chunk.encoder_labels[encoder_at], world), build.on_device(chunk.decoder_labels[decoder_at], world)]
         output: LossOutput = call(
-            cfg["loss"], logits[0], targets[0], logits[1], targets[1], encoder_count=counts[0], decoder_count=counts[1]
+            cfg["loss"],
+            logits[0],
+            build.on_device(chunk.encoder_labels[encoder_at], world),
+            logits[1],
+            build.on_device(chunk.decoder_labels[decoder_at], world),
+            encoder_count=counts[0],
+            decoder_count=counts[1],
         )
         return output
 

@@ -38,7 +38,7 @@ def texts_of(batch: TextBatch) -> list[tuple[list[int], list[int]]]:
 
 def reference_word_mask(words: list[int], order: list[int], ratio: float) -> list[int]:
     """The whole-word routine of transformers 4 (data_collator.py) given the order of the words."""
-    to_mask = max(1, int(round(len(words) * ratio)))
+    to_mask = max(1, round(len(words) * ratio))
     covered: set[int] = set()
     for word in order:
         if len(covered) >= to_mask:
@@ -97,7 +97,8 @@ def test_word_orders_are_permutations_and_every_order_is_as_likely():
     assert (np.sort(orders, axis=1) == np.arange(3)).all()
     _, counts = np.unique(orders @ [9, 3, 1], return_counts=True)
     # 12,300 orders over 6 permutations: 2,050 each, standard deviation 41
-    assert len(counts) == 6 and np.abs(counts - 2050).max() < 5 * 41
+    assert len(counts) == 6
+    assert np.abs(counts - 2050).max() < 5 * 41
 
 
 def test_a_text_has_the_same_masks_in_any_chunk_and_on_any_rank():
@@ -141,7 +142,8 @@ def test_no_state_of_torch_or_numpy_is_read_or_changed():
     np.random.seed(1), torch.manual_seed(1)
     assert torch.equal(masked(batch, [3]).decoder_visible, before.decoder_visible)
     np.random.seed(0), torch.manual_seed(0)
-    assert (np.random.get_state()[1] == numpy_state).all() and torch.equal(torch.get_rng_state(), torch_state)
+    assert (np.random.get_state()[1] == numpy_state).all()
+    assert torch.equal(torch.get_rng_state(), torch_state)
 
 
 def test_specials_are_never_masked_and_row_i_never_sees_i():
@@ -225,7 +227,8 @@ def test_shares_of_masked_and_replaced_tokens_over_many_draws():
 
 def test_positions_pick_masks_from_the_whole_set_with_replacement():
     picks = [draw_text(0, step, 0, 300, 3, 256, VOCAB).picks for step in range(100)]
-    assert min(map(min, picks)) == 0 and max(map(max, picks)) == 255
+    assert min(map(min, picks)) == 0
+    assert max(map(max, picks)) == 255
     used = np.mean([len(set(own.tolist())) for own in picks])
     # 300 draws with replacement from 256 use 256 x (1 - (255/256)^300) = 176.9 of them; standard error 0.6
     assert abs(used - 176.9) < 3
@@ -242,5 +245,6 @@ def test_mask_is_none_where_nothing_is_padded():
     assert masked(batch, [0, 1]).clean.mask is None
     assert masked(batch, [0, 2]).clean.mask.sum() == 13
     chunk = masked(batch, [2])
-    assert chunk.clean.ids.shape == (1, 4) and chunk.decoder_visible.dtype == torch.bool
+    assert chunk.clean.ids.shape == (1, 4)
+    assert chunk.decoder_visible.dtype == torch.bool
     assert chunk.encoder_ids.dtype == chunk.encoder_labels.dtype == chunk.decoder_labels.dtype == torch.int64

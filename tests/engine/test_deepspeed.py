@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -102,12 +103,15 @@ sys.exit(launch(run, [], 1, timeout_minutes=1, port=None))
 """
 
 
-def test_a_step_runs_without_compiler_ninja_mpi4py_and_launcher(tmp_path):
-    """With a PATH on which the interpreter stands alone, and extensions' cache empty."""
+@pytest.mark.parametrize("path", ["bare", "whole"])
+def test_a_step_runs_without_compiler_ninja_mpi4py_and_launcher_and_compiles_nothing_where_they_are(path, tmp_path):
+    """The bare PATH holds the interpreter alone; torch's cache of extensions is empty before and after."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
     kept = {name: os.environ[name] for name in ("HOME", "OMP_NUM_THREADS", "VIRTUAL_ENV") if name in os.environ}
     environment = kept | {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
+    if path == "whole":
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(
         [sys.executable, "-c", STEP], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )

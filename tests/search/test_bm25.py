@@ -45,7 +45,8 @@ def test_equal_scores_come_by_position_also_across_the_cut():
 @pytest.mark.parametrize("query", ["", "the", "xylophone"])
 def test_query_without_known_words_scores_zero(query):
     scores, positions = bm25(["fox", query], CORPUS, 3)
-    assert scores[1].tolist() == [0, 0, 0] and positions[1].tolist() == [0, 1, 2]
+    assert scores[1].tolist() == [0, 0, 0]
+    assert positions[1].tolist() == [0, 1, 2]
 
 
 def test_k_beyond_the_corpus_is_cut():

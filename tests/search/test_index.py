@@ -53,9 +53,7 @@ def test_blocks_of_tied_queries_change_nothing(monkeypatch):
 
 def test_queries_without_a_tie_are_searched_once(monkeypatch):
     calls, search = [], faiss.knn
-    monkeypatch.setattr(
-        faiss, "knn", lambda queries, *rest, **named: calls.append(1) or search(queries, *rest, **named)
-    )
+    monkeypatch.setattr(faiss, "knn", lambda queries, *rest, **named: calls.append(1) or search(queries, *rest, **named))
     top_k(embeddings(5, 24, 1), embeddings(500, 24, 2), 10, num_threads=1)
     assert len(calls) == 1
 

@@ -60,7 +60,8 @@ def test_fewer_than_number_gives_all_and_more_gives_number():
     window = [list(range(20))]
     assert sorted(mined(window, number=50)[0]) == list(range(20))
     seven = mined(window, number=7)[0]
-    assert len(set(seven)) == 7 and set(seven) < set(range(20))
+    assert len(set(seven)) == 7
+    assert set(seven) < set(range(20))
 
 
 def test_draw_depends_on_seed_and_query_id_and_nothing_else_of_the_query():

@@ -84,11 +84,12 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     from bgetrain.data.corpus import read_corpus
-    from bgetrain.data.plan import Plan
     from bgetrain.data.texts import text_batches
     from bgetrain.model.retromae import RetroMAE
     from bgetrain.optim.schedule import linear
+    from bgetrain.stage import build
     from bgetrain.stage.retromae import masked_batch
+    from bgetrain.types import World
 
     class Listed(list):
         def take(self, indices):
@@ -100,8 +101,9 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     torch.manual_seed(SEED)
     module = RetroMAE(lm)
     texts = Listed(read_corpus(data).values())
-    clean_at = text_batches(texts, tokenizer, Plan(len(texts), ROWS, SEED), range(ROWS), max_len=24)
     cfg = configure(Case(0, 10**6), model, data, Path())
+    plan, _ = build.plan(cfg, len(texts), World(0, 1, 0, 1, torch.device("cpu")))
+    clean_at = text_batches(texts, tokenizer, plan, range(ROWS), max_len=24)
     figures = []
     for step in range(1, STEPS + 1):
         (chunk,) = partial(masked_batch, cfg, tokenizer, clean_at)(step).chunks

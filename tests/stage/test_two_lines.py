@@ -108,9 +108,14 @@ def test_finetune_runs_on_a_local_copy_of_msmarco_passage(name, model_folder, tm
         return {"docid": str(number), "title": WORDS[number % 10] if number % 2 else "", "text": " ".join(WORDS[number % 7 :])}
 
     rows = [
-        {"query_id": str(n), "query": f"{WORDS[n]} {WORDS[-n]}", "positive_passages": [passage(n)], "negative_passages": [passage(n + m) for m in range(1, 9)]}
+        {
+            "query_id": str(n),
+            "query": f"{WORDS[n]} {WORDS[-n]}",
+            "positive_passages": [passage(n)],
+            "negative_passages": [passage(n + more) for more in range(1, 9)],
+        }
         for n in range(8)
-    ]  # fmt: skip
+    ]
     packed(tmp_path / "msmarco" / name, rows)
     figures = trained(FINETUNE, model_folder, tmp_path / "msmarco", tmp_path / "out")
     assert (figures["status"], figures["steps"], figures["rows"]) == ("done", 2, 8)
