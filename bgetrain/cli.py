@@ -210,7 +210,8 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
             opened.append(call(cfg["logger"], output_dir=str(folder), config=cfg))
 
     def log(step: int, metrics: dict[str, float]) -> None:
-        for each in opened:
+        steps = "progress_ratio" in metrics  # figures that are no step's stand in a table of their own
+        for each in opened if steps else opened[1:]:
             each(step, metrics)
 
     try:

@@ -82,7 +82,7 @@ class GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         counts, rank = ctx.counts, ctx.rank
         if gradient.is_cuda:
             parts = [gradient.new_zeros(max(counts), *gradient.shape[1:]) for _ in counts]

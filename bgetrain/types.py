@@ -241,5 +241,5 @@ class Log(Protocol):
         """Flushes and releases what `start` opened."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (no error: the user's wish)
     """The run was asked to stop, and what it had is saved."""

@@ -14,7 +14,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-IMPORTED_ONCE = ["torch._dynamo", "datasets", "deepspeed", "transformers.models.bert.modeling_bert", "bgetrain.stage.contrastive", "bgetrain.stage.retromae"]
+IMPORTED_ONCE = [
+    "torch._dynamo",
+    "datasets",
+    "deepspeed",
+    "transformers.models.bert.modeling_bert",
+    "bgetrain.stage.contrastive",
+    "bgetrain.stage.retromae",
+]
 
 
 def spawn(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120.0) -> list[Any]:

@@ -93,7 +93,7 @@ class Engine:
     def state(self, step: int) -> TrainState:
         """What a checkpoint holds; independent of world size and ZeRO stage."""
         inner = inner_optimizer(self.core.optimizer)
-        held = next(iter(inner.state.values()), {})
+        held: dict[str, Any] = next(iter(inner.state.values()), {})
         counters = {name: float(value) for name, value in held.items() if is_counter(value)}
         names = moment_names(inner)
         link_states(self.core.optimizer)
@@ -144,8 +144,8 @@ class Engine:
                 else:
                     safe_set_full_optimizer_state(each, value.to(self.world.device), key)
         for held in inner.state.values():
-            for key, value in state.counters.items():
-                held[key] = torch.full_like(held[key], value) if isinstance(held.get(key), Tensor) else value
+            for key, count in state.counters.items():
+                held[key] = torch.full_like(held[key], count) if isinstance(held.get(key), Tensor) else count
 
     def check(self, state: TrainState) -> None:
         """Holds names and shapes of a state against the module.
@@ -227,7 +227,8 @@ def start(
             model=module.to(world.device), optimizer=optimizer, config=config, dist_init_required=False
         )
     except ValidationError as error:
-        faults = "; ".join(f"engine.zero_optimization.{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        places = [(".".join(map(str, each["loc"])), each["msg"]) for each in error.errors()]
+        faults = "; ".join(f"engine.zero_optimization.{place}: {rule}" for place, rule in places)
         raise ValueError(f"DeepSpeed refuses the config: {faults}") from error
     except DeepSpeedConfigError as error:
         raise ValueError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from error
@@ -264,7 +265,7 @@ def link_states(optimizer: Any) -> None:
 
 def moment_names(optimizer: Any) -> list[str]:
     """Names of the states that a torch optimizer keeps for each element of a parameter."""
-    held = next(iter(optimizer.state.values()), {})
+    held: dict[str, Any] = next(iter(optimizer.state.values()), {})
     return [name for name, value in held.items() if isinstance(value, Tensor) and not is_counter(value)]
 
 

@@ -50,7 +50,7 @@ def start(
     except ImportError as error:
         raise ValueError("logger=wandb needs wandb, which is not installed: pip install bgetrain[wandb]") from error
     Path(output_dir, "wandb").mkdir(parents=True, exist_ok=True)
-    same_run = {"id": _run_id(Path(output_dir, "wandb", "run_id")), "resume": "allow"} if mode == "online" else {}
+    same_run: dict[str, Any] = {"id": _run_id(Path(output_dir, "wandb", "run_id")), "resume": "allow"} if mode == "online" else {}
     # wandb would stand between the progress bar and the terminal to keep a copy of what is printed
     settings = wandb.Settings(console="off", silent=mode == "offline")
     try:

@@ -6,6 +6,8 @@ are only ever called, never read for their weights: ZeRO-3 gathers parameters ar
 
 # K = positions that the decoder reconstructs
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -61,7 +63,8 @@ class RetroMAE(nn.Module):
         Returns:
             Logits of the encoder, [M, V], and of the decoder, [K, V], in the order of the positions in the chunk.
         """
-        bert = self.lm.bert
+        lm: Any = self.lm
+        bert = lm.bert
         hidden = bert(input_ids=encoder_ids, attention_mask=mask).last_hidden_state  # [N, L, D]
         embedding = hidden[:, :1]  # [N, 1, D]
         context = torch.cat([embedding, bert.embeddings(input_ids=clean_ids)[:, 1:]], dim=1)  # [N, L, D]
@@ -70,7 +73,7 @@ class RetroMAE(nn.Module):
         query = bert.embeddings.position_embeddings(positions) + embedding  # [N, L, D]
         rebuilt = self.decoder(query, context, visible)  # [N, L, D]
         # The head over V tokens outweighs the rest, so it sees labelled positions only
-        return self.lm.cls(hidden[encoder_at]), self.lm.cls(rebuilt[decoder_at])  # [M, V], [K, V]
+        return lm.cls(hidden[encoder_at]), lm.cls(rebuilt[decoder_at])  # [M, V], [K, V]
 
 
 class EnhancedDecoder(nn.Module):

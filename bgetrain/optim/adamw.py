@@ -33,5 +33,5 @@ def adamw(
     Returns:
         The optimizer, and the factor of lr at a step.
     """
-    optimizer = torch.optim.AdamW(decay_groups(named_parameters, weight_decay), lr=lr, betas=tuple(betas), eps=eps)
+    optimizer = torch.optim.AdamW(decay_groups(named_parameters, weight_decay), lr=lr, betas=(betas[0], betas[1]), eps=eps)
     return optimizer, partial(linear, warmup_ratio=warmup_ratio)

@@ -1,6 +1,7 @@
 """Embeddings of many texts, over all ranks, in order of length."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,4 +60,5 @@ def encode(
 
 def width(module: nn.Module) -> int:
     """D of a `BiEncoder`."""
-    return int(module.backbone.config.hidden_size)  # type: ignore[union-attr]
+    backbone: Any = module.backbone
+    return int(backbone.config.hidden_size)

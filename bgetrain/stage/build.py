@@ -80,7 +80,7 @@ def vocabulary(cfg: Config, opened: Source, vocab_size: int, max_len: int) -> An
         return load_tokenizer(str(kept))
     if opened.texts is None:
         raise ValueError(f"{opened.name} has no texts to train a vocabulary on: set model.tokenizer")
-    trained = tokens.train_wordpiece(in_blocks(opened.texts()), vocab_size, max_len)
+    trained = tokens.train_wordpiece(InBlocks(opened.texts()), vocab_size, max_len)
     beside = kept.with_name(f".tokenizer.{os.getpid()}")
     trained.save_pretrained(beside)
     try:
@@ -90,9 +90,15 @@ def vocabulary(cfg: Config, opened: Source, vocab_size: int, max_len: int) -> An
     return trained
 
 
-def in_blocks(texts: Texts, size: int = 1000) -> Iterator[str]:
-    for start in range(0, len(texts), size):
-        yield from texts.take(range(start, min(start + size, len(texts))))
+class InBlocks:
+    """All texts one by one, as often as asked for; read from disk a thousand at a time."""
+
+    def __init__(self, texts: Texts) -> None:
+        self.texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self.texts), 1000):
+            yield from self.texts.take(range(start, min(start + 1000, len(self.texts))))
 
 
 def all_of(*makers: Callable[[], Any]) -> list[Any]:

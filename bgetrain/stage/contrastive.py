@@ -49,8 +49,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     engine, schedule = build.engine(cfg, BiEncoder(body.backbone, body.pooling), world)
     update = partial(update_once, cfg, engine, body.tokenizer.pad_token_id, world)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
-    negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[cfg["loss"]["negatives"]] * cfg["group_size"] - 1
-    batch = batch_at(first_step)
+    pool = cfg["loss"]["negatives"]
+    negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
+    batch, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
     build.announce(
         cfg,
         body,
@@ -58,9 +59,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         world,
         {
             "data": f"{len(rows):,} rows of {source.name}",
-            "per query": f"1 positive, {negatives:,} negatives ({cfg['loss']['negatives']}), group size {cfg['group_size']}",
+            "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
             "tokens per step": f"about {world.size * int(batch.query.lengths.sum() + batch.passage.lengths.sum()):,}",
-            "steps": f"{first_step} to {total_steps}, {total_steps * cfg['global_batch'] / len(rows):.2f} epochs, {cfg['step_mode']}",
+            "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs), {cfg['step_mode']}",
         },
     )
     figures = fit(

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from bgetrain.logger import console
 from bgetrain.output import write
 from bgetrain.search.index import top_k
 from bgetrain.stage import build
@@ -62,8 +63,13 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         if positives[number]:
             lines.append(json.dumps(row, ensure_ascii=False))
             counts.append(len(places))
-    write(Path(cfg["output_dir"]) / "train.jsonl", "".join(f"{line}\n" for line in lines))
+    path = Path(cfg["output_dir"]) / "train.jsonl"
+    write(path, "".join(f"{line}\n" for line in lines))
     short = sum(count < cfg["mine"]["number"] for count in counts)
     figures = {"rows": len(lines), "negatives_per_row": sum(counts) / max(1, len(counts)), "rows_short_of_negatives": short}
     log(0, figures)
+    console.say(
+        f"wrote {path}: {len(lines):,} rows, {figures['negatives_per_row']:.1f} negatives each on average, "
+        f"{short:,} rows with fewer than {cfg['mine']['number']}"
+    )
     return {**figures, "seconds": time.perf_counter() - began}

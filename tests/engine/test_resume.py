@@ -9,7 +9,9 @@ import pytest
 TOTAL, HALF = 6, 3
 
 
-def configure(model: Path, data: Path, output: Path, *, optim: str, dropout: float, zero: int, precision: str, threshold: int) -> Any:
+def configure(
+    model: Path, data: Path, output: Path, *, optim: str, dropout: float, zero: int, precision: str, threshold: int
+) -> Any:
     from omegaconf import OmegaConf
 
     from bgetrain import config

@@ -55,7 +55,7 @@ def inputs(lengths: list[int] = LENGTHS, seed: int = 0) -> dict[str, Tensor | No
 def reference(model: RetroMAE, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Logits at all positions, [N, L, V] twice, by the formulas of the paper's code; dropout 0."""
     weight = dict(model.named_parameters())
-    count, length = batch["clean_ids"].shape
+    _, length = batch["clean_ids"].shape
 
     def linear(name: str, x: Tensor) -> Tensor:
         return x @ weight[f"{name}.weight"].T + weight[f"{name}.bias"]
@@ -238,5 +238,5 @@ def test_a_backbone_other_than_bert_is_refused_by_name():
     config = RobertaConfig(
         vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
     )
-    with pytest.raises(ValueError, match="config.model_type .* must be 'bert' for RetroMAE, got 'roberta'"):
+    with pytest.raises(ValueError, match=r"config\.model_type .* must be 'bert' for RetroMAE, got 'roberta'"):
         RetroMAE(RobertaForMaskedLM(config))
