@@ -4,6 +4,7 @@ import json
 import os
 import random
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+ARROW = tempfile.TemporaryDirectory(prefix="bgetrain-tests-")  # the user's own cache of data sets is left alone
+os.environ["HF_DATASETS_CACHE"] = ARROW.name
 sys.path.insert(0, str(Path(__file__).parent))  # the ranks that `spawn` starts find `ranks` by it
 
 WORDS = [first + middle + last for first in "bdfgkl" for middle in "aeiou" for last in ("n", "r", "st")]

@@ -108,7 +108,7 @@ def test_a_step_runs_without_compiler_ninja_mpi4py_and_launcher_and_compiles_not
     """The bare PATH holds the interpreter alone; torch's cache of extensions is empty before and after."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
-    kept = {name: os.environ[name] for name in ("HOME", "OMP_NUM_THREADS", "VIRTUAL_ENV") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("HOME", "OMP_NUM_THREADS", "PYTHONPATH") if name in os.environ}
     environment = kept | {"PATH": str(tmp_path / "bin"), "TORCH_EXTENSIONS_DIR": str(tmp_path / "extensions")}
     if path == "whole":
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

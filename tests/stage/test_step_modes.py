@@ -13,9 +13,9 @@ def configure(model: Path, data: Path, output: Path, **changes: Any) -> dict[str
 
     chosen = {
         "stage": "finetune", "data": "beir", "data.path": data, "optim": "sgd", "engine": "zero1", "precision": "fp32",
-        "log_every": 1, "total_steps": 1, "global_batch": 12, "group_size": 1, "chunk_tokens": 60, "step_mode": "cached", "model.path": model,
-        "model.dropout": 0.2, "loss.temperature": 0.1, "optim.lr": 0.3, "engine.gradient_clipping": 0, "output_dir": output,
-        "data.query_max_len": 24, "data.passage_max_len": 24,
+        "log_every": 1, "total_steps": 1, "global_batch": 12, "group_size": 1, "chunk_tokens": 60, "step_mode": "cached",
+        "model.path": model, "model.dropout": 0.2, "loss.temperature": 0.1, "optim.lr": 0.3, "engine.gradient_clipping": 0,
+        "output_dir": output, "data.query_max_len": 24, "data.passage_max_len": 24,
     } | changes  # fmt: skip
     return OmegaConf.to_container(config.compose([f"{key}={value}" for key, value in chosen.items()]), resolve=True)
 
