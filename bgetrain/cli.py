@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return CRASH
     except ValueError as error:
         return refuse(error)
+    finally:
+        if "bgetrain.distributed" in sys.modules:  # the steps of a recipe share one group of ranks
+            sys.modules["bgetrain.distributed"].stop()
 
 
 def answer(arguments: list[str]) -> int:
@@ -148,6 +151,7 @@ def run_stage(arguments: Sequence[str]) -> int:
         ValueError: a fault in the config, seen before anything is started.
     """
     cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    cfg["output_dir"] = os.path.expanduser(cfg["output_dir"])
 
     def on_this_rank(place: Place) -> int:
         return run_rank(cfg, place)
@@ -189,9 +193,6 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
             return INTERRUPTED
         complain("".join(traceback.format_exception(error)).rstrip())
         return CRASH
-    finally:
-        if place.size > 1:
-            distributed.stop()
 
 
 @contextlib.contextmanager

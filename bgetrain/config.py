@@ -90,6 +90,10 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
     parsed = grammar.parse(overrides)
     grammar.single(parsed)
     selection.check_selections(parsed)
+    for each in parsed:
+        group, _, key = each.key_or_group.partition(".")
+        if group == "engine" and key in OURS:
+            raise ValueError(f"engine.{key} is set by bgetrain: use {OURS[key]}")
     try:
         complete = [opened(text, each, parsed) for text, each in zip(overrides, parsed, strict=True)]
         cfg = selection.fit_option(compose_unchecked(complete), parsed)
@@ -218,7 +222,9 @@ def check_across(cfg: dict[str, Any]) -> None:
         raise ValueError("output_dir is empty: give the folder that receives the outputs")
     if "total_steps" in cfg and cfg["total_steps"] is None and cfg["epochs"] is None:
         raise ValueError("total_steps and epochs are both null: set one of them")
-    zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage")
+    zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage", 1)
+    if zero_stage not in (0, 1, 2, 3):
+        raise ValueError(f"engine.zero_optimization.stage must be 0, 1, 2 or 3, got {zero_stage!r}")
     if zero_stage == 0 and cfg["precision"] == "bf16":
         raise ValueError(
             "precision=bf16 with engine=zero0 would add up gradients in bf16, which loses most of them; use engine=zero1"

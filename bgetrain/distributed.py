@@ -23,6 +23,8 @@ def start(rank: int, size: int, local_rank: int, local_size: int, timeout_minute
     by NCCL.
     """
     on_gpu = torch.cuda.is_available()
+    if on_gpu and local_size > torch.cuda.device_count():
+        raise ValueError(f"num_processes={local_size} exceeds the {torch.cuda.device_count()} GPUs of this machine")
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
     if on_gpu:
@@ -36,8 +38,8 @@ def start(rank: int, size: int, local_rank: int, local_size: int, timeout_minute
 
 
 def stop() -> None:
-    """Leaves the process group."""
-    if dist.is_initialized():
+    """Leaves the process group of several ranks."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()
 
 

@@ -61,7 +61,8 @@ def claim(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
             clear(folder)
         (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on under other values: it is not done
         write(folder / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True))
-        write(folder / "provenance.json", json.dumps(provenance(), indent=2))
+        if state == "new" or not (folder / "provenance.json").exists():  # a resumed run's data is held against it
+            write(folder / "provenance.json", json.dumps(provenance(), indent=2))
     except OSError as error:
         raise ValueError(f"output_dir={folder}: cannot write here: {error.strerror}") from error
     return state
@@ -84,14 +85,9 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
                 f"output_dir={folder} holds files that are not a run's ({', '.join(strangers[:3])}): choose another folder"
             )
         return "new"
+    earlier = run_config(saved)
     if cfg["resume"] == "never" or not any(holds_something(folder / name) for name in LEAVES):
         return "new"
-    try:
-        earlier = yaml.safe_load(saved.read_text("utf8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{saved}: cannot be read as YAML; choose another output_dir, or resume=never") from error
-    if not isinstance(earlier, dict):
-        raise ValueError(f"{saved}: is not a run's config; choose another output_dir")
     changes = differences(earlier, dict(cfg))
     if changes and cfg["resume"] != "force":
         raise ValueError(
@@ -99,6 +95,21 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
             f"choose another output_dir, or resume=never to start anew, or resume=force to go on under the new values"
         )
     return "done" if (folder / "result.json").exists() and not changes else "resume"
+
+
+def run_config(saved: Path) -> dict[str, Any]:
+    """The config of an earlier run, which makes the folder ours.
+
+    Raises:
+        ValueError: a file of that name that no run has written; the folder is somebody else's.
+    """
+    try:
+        earlier = yaml.safe_load(saved.read_text("utf8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{saved}: cannot be read as YAML; choose another output_dir") from error
+    if not isinstance(earlier, dict) or not {"seed", "output_dir", "resume"} <= set(earlier):
+        raise ValueError(f"{saved}: is not a run's config; choose another output_dir")
+    return earlier
 
 
 def holds_something(path: Path) -> bool:
@@ -164,10 +175,21 @@ def git_hash() -> str | None:
     return done.stdout.strip() or None
 
 
-def add_provenance(output_dir: str, **facts: Any) -> None:
-    """Adds what became known on the way, such as fingerprints of the data."""
+def add_fingerprints(output_dir: str, found: Mapping[str, Any], resume: str) -> None:
+    """Adds the fingerprints of the data to the provenance.
+
+    Raises:
+        ValueError: they are not those that the run began with, and `resume` is not force.
+    """
     path = Path(output_dir) / "provenance.json"
-    write(path, json.dumps({**json.loads(path.read_text("utf8")), **facts}, indent=2))
+    known = json.loads(path.read_text("utf8"))
+    changed = [name for name in {**known.get("data", {}), **found} if known.get("data", found).get(name) != found.get(name)]
+    if changed and resume != "force":
+        raise ValueError(
+            f"{changed[0]} has changed since the run in output_dir={output_dir} began: choose another output_dir, "
+            f"or resume=never to start anew, or resume=force to go on with the data as it is"
+        )
+    write(path, json.dumps({**known, "data": dict(found)}, indent=2))
 
 
 def finish(output_dir: str, stage: str, figures: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from bgetrain import config, output, overrides, selection
-from bgetrain.cluster.local import INTERRUPTED, complain
+from bgetrain.cluster.local import INTERRUPTED, complain, is_first
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
@@ -56,7 +56,8 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
     check_folders(steps[:first_anew], name)
     began, ran = time.monotonic(), False
     for number, step in enumerate(steps):
-        print(f"[{number + 1}/{len(steps)}] {step.name}", flush=True)
+        if is_first():
+            print(f"[{number + 1}/{len(steps)}] {step.name}", flush=True)
         anew = number >= first_anew or outdated(step, steps)
         was_done = not anew and done(step)
         status = run_stage([*step.overrides, *(["resume=never"] if anew else [])])
@@ -65,7 +66,8 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
         if status:
             return status
         ran = ran or not was_done
-    report(Path(name).stem, folder, steps, time.monotonic() - began if ran else None)
+    if is_first():
+        report(Path(name).stem, folder, steps, time.monotonic() - began if ran else None)
     return 0
 
 

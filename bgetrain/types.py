@@ -221,14 +221,12 @@ class TrainState(NamedTuple):
         parameters: name -> fp32 tensor, whole.
         moments: name -> {state name -> fp32 tensor, whole}.
         counters: optimizer scalars such as AdamW's step count, name -> value.
-        loss_scale: the fp16 loss scaler's state; empty unless precision is fp16.
     """
 
     step: int
     parameters: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     counters: dict[str, float]
-    loss_scale: dict[str, float]
 
 
 class Log(Protocol):

@@ -20,7 +20,7 @@ Usage:
 
 Examples:
   bgetrain recipe=quickstart
-  bgetrain stage=finetune model.path=BAAI/bge-base-en-v1.5 data=jsonl data.files=[train.jsonl] epochs=2
+  bgetrain stage=finetune model.path=BAAI/bge-base-en-v1.5 data=jsonl 'data.files=[train.jsonl]' epochs=2
   bgetrain stage=evaluate model.path=outputs/finetune/model data=beir data.path=my_beir_folder
 """
 CLOSING = """

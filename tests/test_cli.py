@@ -223,9 +223,7 @@ def test_ctrl_c_ends_after_the_step_saved_and_the_same_command_goes_on_to_the_en
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_second_ctrl_c_ends_all_within_5_seconds(ranks, model_folder, beir_folder, tmp_path):
     output = tmp_path / "out"
-    run = Terminal(
-        training(model_folder, beir_folder, output, "total_steps=100000", f"num_processes={ranks}"), tmp_path / "log"
-    )
+    run = Terminal(training(model_folder, beir_folder, output, "total_steps=100000", f"num_processes={ranks}"), tmp_path / "log")
     run.train_until(output, 2)
     assert len(alive_with(str(output))) == (1 if ranks == 1 else 3)
     run.ctrl_c()

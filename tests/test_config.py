@@ -1,6 +1,7 @@
 """What `config.compose` admits and what it says of the rest; the whole command line's answers are in test_errors.py."""
 
 import re
+import shlex
 
 import pytest
 from omegaconf import OmegaConf
@@ -137,7 +138,7 @@ def test_help_names_every_option_three_examples_and_every_flag():
 
 def test_the_examples_of_the_help_page_compose():
     for line in usage.INTRODUCTION.partition("Examples:\n")[2].splitlines():
-        arguments = line.split()[1:]
+        arguments = shlex.split(line)[1:]
         if arguments and not arguments[0].startswith("recipe="):
             config.compose(arguments)
 

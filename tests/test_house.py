@@ -238,10 +238,7 @@ def parts(stage: str) -> list[str]:
 
 
 COMBINED = [
-    (stage, group, option)
-    for stage in selection.options("stage")
-    for group in parts(stage)
-    for option in fitting(stage, group)
+    (stage, group, option) for stage in selection.options("stage") for group in parts(stage) for option in fitting(stage, group)
 ]
 
 

@@ -177,3 +177,23 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         output.write(path, "new")
     assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("resume", ["auto", "never", "force"])
+def test_a_folder_whose_config_yaml_is_somebody_elses_is_left_alone(tmp_path, resume):
+    (tmp_path / "config.yaml").write_text("theirs: true\n")
+    (tmp_path / "wandb").mkdir()
+    with pytest.raises(ValueError, match="is not a run's config"):
+        output.claim(settings(tmp_path, resume=resume))
+    assert (tmp_path / "wandb").is_dir()
+    assert (tmp_path / "config.yaml").read_text() == "theirs: true\n"
+
+
+def test_data_that_changed_since_the_run_began_is_refused_unless_forced(tmp_path):
+    cfg = begun(tmp_path / "run")
+    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 1}}, "auto")
+    assert output.claim(cfg) == "resume"
+    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 1}}, "auto")
+    with pytest.raises(ValueError, match="a has changed since the run"):
+        output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "auto")
+    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "force")

@@ -87,6 +87,11 @@ def launch(
     return start_ranks(list(command), count, free_port() if port is None else claimed_port(port))
 
 
+def is_first() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def count_devices() -> int:
     import torch
 

@@ -22,7 +22,7 @@ def beir(
 ) -> Source:
     """Opens a folder with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`.
 
-    Training rows are the relevant pairs of `qrels/train.tsv`, texts for pre-training the corpus.
+    Training rows are the relevant pairs of `qrels/SPLIT.tsv`, texts for pre-training the corpus.
 
     Args:
         path: the folder.
@@ -30,7 +30,7 @@ def beir(
         passage_max_len: the same for passages.
         query_instruction: put before every query.
         missing_negatives: what to do where group_size > 1, since qrels name no negatives.
-        split: which qrels evaluation and mining use.
+        split: which qrels are read.
 
     Raises:
         ValueError: the folder or one of its files is missing.
@@ -40,7 +40,7 @@ def beir(
     return Source(
         f"data=beir data.path={path}",
         lambda: ListedTexts([passage for passage in read_corpus(folder).values() if passage]),
-        lambda: BeirRows(folder, "train"),
+        lambda: BeirRows(folder, split),
         lambda name: read_beir(folder, name),
         [str(each) for each in files],
         split,
@@ -88,7 +88,7 @@ def pydocs(
     return Source(
         "data=pydocs",
         texts,
-        lambda: BeirRows(folder / "train", "train"),
+        lambda: BeirRows(split_folder(folder, split), split),
         lambda name: read_beir(split_folder(folder, name), name),
         [str(each) for each in sorted(folder.rglob("*.*")) if each.name != "harvest.json"],
         split,

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ def existing(path: str, key: str) -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         raise ValueError(f"{key}={path}: no such file or folder")
+    if not os.access(found, os.R_OK):
+        raise ValueError(f"{key}={path}: no permission to read it")
     return found
 
 

@@ -64,11 +64,35 @@ class Plan:
         return Draw(rows, epochs)
 
     def order(self, epoch: int) -> np.ndarray:
-        """int64 [num_rows], the permutation of one epoch; the last two are kept."""
-        if epoch not in self.orders:
-            self.orders = {old: order for old, order in self.orders.items() if old >= epoch - 1}
-            self.orders[epoch] = np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
-        return self.orders[epoch]
+        """int64 [num_rows], the permutation of one epoch; the last two are kept.
+
+        Where a step goes over from one epoch to the next, the rows that it has from the first come later in the second:
+        no row stands in one batch twice, as a negative of itself. (A batch larger than the data cannot avoid it.)
+        """
+        if epoch in self.orders:
+            return self.orders[epoch]
+        # far from the seam both orders are the plain ones, so that a single epoch can be asked for directly
+        first = epoch if epoch == 0 or self.num_rows >= 3 * self.global_batch else 0
+        order = self.plain_order(first - 1) if first else None
+        for each in range(first, epoch + 1):
+            order = self.after(order, each)
+        self.orders = {old: kept for old, kept in self.orders.items() if old >= epoch - 1}
+        assert order is not None
+        self.orders[epoch] = order
+        return order
+
+    def plain_order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
+
+    def after(self, before: np.ndarray | None, epoch: int) -> np.ndarray:
+        """The order of an epoch given that of the one before."""
+        order = self.plain_order(epoch)
+        shared = epoch * self.num_rows % self.global_batch  # rows of the step at the seam that the epoch before has
+        if before is None or shared == 0 or self.global_batch > self.num_rows:
+            return order
+        taken = np.isin(order, before[-shared:])
+        begin = np.flatnonzero(~taken)[: self.global_batch - shared]
+        return np.concatenate([order[begin], np.delete(order, begin)])
 
     def epoch(self, step: int) -> float:
         """Passes over the data completed before `step`."""

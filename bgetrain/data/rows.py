@@ -86,6 +86,7 @@ def hub(
         columns: our name -> theirs; with `text` among ours the set is one of texts, else of labelled rows.
         others: as for `jsonl`.
     """
+    path = str(Path(path).expanduser()) if path.startswith("~") else path
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
     paths = [str(each) for each in sorted(Path(path).rglob("*")) if each.is_file()] if Path(path).is_dir() else []
     origin = {"path": path, "config": config, "split": split, "columns": sorted(columns)}
@@ -110,7 +111,10 @@ def matching(pattern: str) -> list[Path]:
         if not found:
             raise ValueError(f"data.files: {pattern} matches no file")
         return found
-    return [existing(pattern, "data.files")]
+    file = existing(pattern, "data.files")
+    if file.is_dir():
+        raise ValueError(f"data.files: {pattern} is a folder: name its files, e.g. [{pattern.rstrip('/')}/*.jsonl]")
+    return [file]
 
 
 def check_columns(columns: Mapping[str, str], known: Sequence[str]) -> None:

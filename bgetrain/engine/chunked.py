@@ -52,9 +52,7 @@ def cached_step(
     return LossOutput(output.loss.detach(), output.metrics)
 
 
-def summed_step(
-    engine: Engine, num_chunks: int, loss: Callable[[int], LossOutput]
-) -> LossOutput:
+def summed_step(engine: Engine, num_chunks: int, loss: Callable[[int], LossOutput]) -> LossOutput:
     """An update from a loss that is a sum over chunks: forward and backward one by one.
 
     Args:

@@ -104,7 +104,7 @@ class Engine:
             else:
                 whole = {key: safe_get_full_optimizer_state(each, key) for key in names}
             moments[name] = {key: value.detach().float().cpu().clone().view(shape_of(each)) for key, value in whole.items()}
-        return TrainState(step, self.weights(), moments, counters, {})
+        return TrainState(step, self.weights(), moments, counters)
 
     def load(self, state: TrainState, probe: Callable[[], Tensor]) -> None:
         """Takes over a state saved under any world size and ZeRO stage.

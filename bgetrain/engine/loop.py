@@ -81,7 +81,10 @@ def fit(
             output, counts = update(step, batch)
             if not math.isfinite(float(output.loss)):
                 raise FloatingPointError(f"loss is not finite at step {step} on rank {world.rank}: {float(output.loss)}")
-            window.add(output, counts, engine.step())
+            norm = engine.step()
+            if not math.isfinite(norm):
+                raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
+            window.add(output, counts, norm)
             stop = max_over_ranks(int(asked.is_set()), world)
             if step % log_every == 0 or step in (total_steps, first_step) or stop:
                 logged = {**window.close(step), "lr": rate, "epoch": batch.epoch}

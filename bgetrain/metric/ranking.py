@@ -41,9 +41,7 @@ def score(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[st
     if not judged:
         raise ValueError(f"qrels: none of {len(qrels)} queries has a passage of relevance 1 or above, nothing to score")
     # the extension takes Python's own floats only
-    ranked = {
-        query: {passage: float(score) for passage, score in run[query].items()} for query in judged if run.get(query)
-    }
+    ranked = {query: {passage: float(score) for passage, score in run[query].items()} for query in judged if run.get(query)}
     found = pytrec_eval.RelevanceEvaluator(judged, set(MEASURES.values())).evaluate(ranked)
     for figures in found.values():
         if figures["recip_rank"] * MRR_CUTOFF < 1 - 1e-6:  # the first relevant passage is beyond the cut-off

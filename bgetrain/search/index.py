@@ -1,7 +1,11 @@
 """Exact search for the passages nearest to each query; the only import of faiss."""
 
-import faiss
 import numpy as np
+
+try:
+    import faiss
+except ImportError as error:
+    raise ValueError("search needs faiss, which is not installed: pip install bgetrain[cpu] (or bgetrain[gpu])") from error
 
 # faiss/gpu/utils/DeviceDefs.cuh: the most results per query that its GPU kernels select
 GPU_MAX_K = 2048

@@ -45,7 +45,7 @@ def source(cfg: Config, world: World) -> Source:
     """Opens the data that `cfg.data` names and records its fingerprint."""
     opened = first(world, lambda: call(cfg["data"]))
     if world.rank == 0:
-        output.add_provenance(cfg["output_dir"], data=fingerprint(opened.files))
+        output.add_fingerprints(cfg["output_dir"], fingerprint(opened.files), cfg["resume"])
     return opened
 
 
@@ -67,9 +67,12 @@ def body(cfg: Config, opened: Source, *, masked_lm: bool) -> Body:
         ValueError: there is none, or it has fewer positions than the data wants.
     """
     made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, cfg, opened))
-    for key in ("query_max_len", "passage_max_len"):
+    least = made.tokenizer.num_special_tokens_to_add() + 1
+    for key in ("passage_max_len",) if masked_lm else ("query_max_len", "passage_max_len"):
         if cfg["data"][key] > made.max_positions:
             raise ValueError(f"data.{key}={cfg['data'][key]} exceeds the {made.max_positions} positions of the model")
+        if cfg["data"][key] < least:
+            raise ValueError(f"data.{key}={cfg['data'][key]} leaves no room beside the special tokens: {least} is the least")
     return made
 
 

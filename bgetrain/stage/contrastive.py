@@ -52,6 +52,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
     batch, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
+    tokens = int(batch.query.lengths.sum() + batch.passage.lengths.sum())
     build.announce(
         cfg,
         body,
@@ -60,7 +61,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         {
             "data": f"{len(rows):,} rows of {source.name}",
             "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
-            "tokens per step": f"about {world.size * int(batch.query.lengths.sum() + batch.passage.lengths.sum()):,}",
+            "tokens per step": f"about {tokens * cfg['global_batch'] // len(part):,}",
             "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs), {cfg['step_mode']}",
         },
     )

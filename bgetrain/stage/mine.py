@@ -36,6 +36,11 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     retrieval, body = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
     )
+    if cfg["mine"]["first"] >= len(retrieval.passages):
+        raise ValueError(
+            f"mine.first={cfg['mine']['first']} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
+            f"ranks count from 0, so mine.first must be below that"
+        )
     embed = build.encoder(cfg, body, source, world)
     passages = embed(retrieval.passages, source.passage_max_len, "passages")
     queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")

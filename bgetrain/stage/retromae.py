@@ -70,7 +70,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         {
             "data": f"{len(texts):,} texts of {source.name}",
             "masked": f"{ratios[0]} of the encoder's tokens, {ratios[1]} of the decoder's",
-            "tokens per step": f"about {world.size * batch_at(first_step).tokens:,}",
+            "tokens per step": f"about {batch_at(first_step).tokens * cfg['global_batch'] // len(part):,}",
             "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(texts):.2f} epochs)",
         },
     )
@@ -110,9 +110,7 @@ def masked_batch(cfg: Mapping[str, Any], tokenizer: Any, clean_at: Callable[[int
     return Masked(chunks, len(batch.text.lengths), int(batch.text.lengths.sum()), batch.epoch)
 
 
-def update_once(
-    cfg: Mapping[str, Any], engine: Engine, world: World, step: int, batch: Masked
-) -> tuple[LossOutput, Counts]:
+def update_once(cfg: Mapping[str, Any], engine: Engine, world: World, step: int, batch: Masked) -> tuple[LossOutput, Counts]:
     """One step's loss and gradient, averaged over the labelled tokens of all ranks."""
     labels = [[(chunk.encoder_labels != -100).sum(), (chunk.decoder_labels != -100).sum()] for chunk in batch.chunks]
     counts = distributed.sum_over_ranks(torch.tensor(labels).sum(0), world).tolist()

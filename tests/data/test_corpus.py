@@ -10,7 +10,7 @@ import pytest
 from bgetrain.data.corpus import beir
 from bgetrain.types import Row
 
-LIMITS = dict(query_max_len=32, passage_max_len=64, query_instruction="", missing_negatives="random", split="test")
+LIMITS = dict(query_max_len=32, passage_max_len=64, query_instruction="", missing_negatives="random", split="train")
 CORPUS = [{"_id": "d1", "title": "T", "text": "one"}, {"_id": 2, "text": "two "}, {"_id": "d3", "title": "", "text": ""}]
 QUERIES = [{"_id": "q1", "text": "first"}, {"_id": "q2", "text": "second"}]
 
@@ -99,3 +99,8 @@ def test_a_missing_file_is_refused_when_the_folder_is_opened(folder, name):
         opened(folder)
     with pytest.raises(ValueError, match=r"^data\.path=.*/nowhere: no such file or folder$"):
         opened(folder / "nowhere")
+
+
+def test_training_rows_are_those_of_the_chosen_split(folder):
+    with pytest.raises(ValueError, match=r"qrels/nope\.tsv: no such file"):
+        beir(str(folder), **{**LIMITS, "split": "nope"}).rows()

@@ -36,7 +36,7 @@ def test_hashes_of_neighbours_fill_the_range_evenly():
 
 def test_the_order_is_what_it_has_always_been():
     draw = Plan(10, 4, 42).draw(3, range(4))  # the end of the first epoch and the start of the second
-    assert (draw.rows.tolist(), draw.epochs.tolist()) == ([1, 8, 0, 8], [0, 0, 1, 1])
+    assert (draw.rows.tolist(), draw.epochs.tolist()) == ([1, 8, 0, 7], [0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(("num_rows", "global_batch"), [(12, 4), (10, 4), (7, 7), (3, 8)])
@@ -79,3 +79,16 @@ def test_epochs_become_steps_and_steps_epochs():
     plan = Plan(100, 32, seed=0)
     assert (plan.steps(1), plan.steps(2.5), plan.steps(0.001)) == (3, 8, 1)
     assert [plan.epoch(step) for step in (1, 2, 26)] == [0.0, 0.32, 8.0]
+
+
+@pytest.mark.parametrize(("num_rows", "global_batch"), [(1000, 256), (40, 17), (16, 16), (31, 16), (33, 16), (7, 5)])
+def test_no_row_stands_in_a_batch_twice_and_each_epoch_is_whole(num_rows, global_batch):
+    plan = Plan(num_rows, global_batch, seed=3)
+    draws = [plan.draw(step, range(global_batch)) for step in range(1, 60)]
+    for draw in draws:
+        assert len(set(draw.rows.tolist())) == global_batch
+    rows = np.concatenate([draw.rows for draw in draws])
+    for epoch in range(len(rows) // num_rows):
+        assert sorted(rows[epoch * num_rows : (epoch + 1) * num_rows]) == list(range(num_rows))
+    for step in (1, 7, 23, 59):  # any step directly, without those before
+        assert Plan(num_rows, global_batch, seed=3).draw(step, range(global_batch)).rows.tolist() == draws[step - 1].rows.tolist()

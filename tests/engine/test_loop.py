@@ -38,7 +38,7 @@ class Counter:
         return float(self.updates)
 
     def state(self, step):
-        return TrainState(step, {"updates": torch.tensor([float(self.updates)])}, {"updates": {}}, {}, {})
+        return TrainState(step, {"updates": torch.tensor([float(self.updates)])}, {"updates": {}}, {})
 
 
 def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, log_every=4, save_every=100):

@@ -26,6 +26,7 @@ def configure(
         chosen += ["optim.momentum=0.9", "optim.lr=0.3"]
     if zero == 3:
         chosen.append(f"+engine.zero_optimization.stage3_param_persistence_threshold={threshold}")
+        chosen.append("+engine.zero_optimization.stage3_max_reuse_distance=0")  # saves time, not a result
     return OmegaConf.to_container(config.compose(chosen), resolve=True)
 
 
@@ -88,7 +89,7 @@ def test_adamw_with_dropout_goes_on_bit_for_bit_in_a_new_process(zero, spawn, mo
     assert same[0] == same[1]
 
 
-PLACES = [(1, 0, 0), (1, 2, 0), (1, 3, 0), (1, 3, 100_000), (3, 1, 0), (3, 3, 0), (3, 3, 100_000)]
+PLACES = [(1, 0, 0), (1, 2, 0), (1, 3, 0), (3, 1, 0), (3, 3, 0), (3, 3, 100_000)]
 
 
 @pytest.mark.parametrize(("optim", "precision"), [("adamw", "fp32"), ("sgd", "fp32"), ("adamw", "bf16")])
@@ -135,7 +136,7 @@ def load_others(world, model: Path, data: Path, output: Path) -> list[str]:
     for weights, moments in [({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, {}), ({}, {}), (right, exp_avg)]:
         cfg = configure(model, data, output, optim="sgd", dropout=0, zero=0, precision="fp32", threshold=0)
         engine, _ = build.engine(cfg, torch.nn.Linear(2, 3), world)
-        checkpoint.save(output / "checkpoints", TrainState(1, weights, moments, {}, {}), keep=2)
+        checkpoint.save(output / "checkpoints", TrainState(1, weights, moments, {}), keep=2)
         try:
             build.resumed(cfg, engine, lambda engine=engine: engine.forward(torch.ones(1, 2)).sum())
         except ValueError as error:

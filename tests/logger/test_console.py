@@ -59,8 +59,7 @@ def test_log_file_gets_one_line_per_call(capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "step 120 (24 %) | loss 1.525115 | grad_norm 0.954320 | 850 queries/s | 41,200 tokens/s | padding 6 % "
-        "| 2 min 10 s left",
+        "step 120 (24 %) | loss 1.525115 | grad_norm 0.954320 | 850 queries/s | 41,200 tokens/s | padding 6 % | 2 min 10 s left",
         "step 1,120 (50 %) | loss 2.000000 | encoder_loss 0.500000 | 0.75 texts/s",
     ]
 
@@ -149,8 +148,16 @@ def test_table_refuses_a_row_of_another_length():
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(0.4, "0 s"), (59.6, "1 min 0 s"), (130, "2 min 10 s"), (3599.9, "1 h 0 min"), (11100, "3 h 5 min")]
-    + [(187200, "2 d 4 h"), (float("inf"), "unknown time"), (float("nan"), "unknown time")],
+    [
+        (0.4, "0 s"),
+        (59.6, "1 min 0 s"),
+        (130, "2 min 10 s"),
+        (3599.9, "1 h 0 min"),
+        (11100, "3 h 5 min"),
+        (187200, "2 d 4 h"),
+        (float("inf"), "unknown time"),
+        (float("nan"), "unknown time"),
+    ],
 )
 def test_duration_in_two_units(seconds, words):
     assert console.duration(seconds) == words

@@ -52,11 +52,10 @@ def test_offline_run_holds_config_and_every_figure(tmp_path):
     (run,) = [each.run for each in found if each.WhichOneof("record_type") == "run"]
     assert (run.project, run.display_name) == ("bgetrain", "first try")
     config = {each.key: json.loads(each.value_json) for each in run.config.update}
-    assert config["seed"] == 42 and config["optim"] == {"lr": 1e-5}
+    assert config["seed"] == 42
+    assert config["optim"] == {"lr": 1e-5}
     history = [each.history for each in found if each.WhichOneof("record_type") == "history"]
-    rows = [
-        {"/".join(each.nested_key) or each.key: json.loads(each.value_json) for each in row.item} for row in history
-    ]
+    rows = [{"/".join(each.nested_key) or each.key: json.loads(each.value_json) for each in row.item} for row in history]
     rows = [{name: value for name, value in row.items() if name not in ("_runtime", "_timestamp")} for row in rows]
     assert rows == [{"_step": 1, "loss": 1.5, "evaluate/ndcg@10": 0.25}, {"_step": 2, "loss": 0.5}]
 

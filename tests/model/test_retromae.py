@@ -235,8 +235,6 @@ def test_new_weights_have_the_initial_spread_of_the_backbone_and_no_vocabulary()
 
 
 def test_a_backbone_other_than_bert_is_refused_by_name():
-    config = RobertaConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64
-    )
+    config = RobertaConfig(vocab_size=200, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     with pytest.raises(ValueError, match=r"config\.model_type .* must be 'bert' for RetroMAE, got 'roberta'"):
         RetroMAE(RobertaForMaskedLM(config))

@@ -17,13 +17,9 @@ def bert() -> BertModel:
 
 def test_biases_and_norms_do_not_decay_and_everything_else_does():
     model = bert()
-    optimizer, _ = adamw(
-        model.named_parameters(), lr=0.1, weight_decay=0.3, betas=[0.8, 0.95], eps=1e-7, warmup_ratio=0.1
-    )
+    optimizer, _ = adamw(model.named_parameters(), lr=0.1, weight_decay=0.3, betas=[0.8, 0.95], eps=1e-7, warmup_ratio=0.1)
     decay = {id(each): group["weight_decay"] for group in optimizer.param_groups for each in group["params"]}
-    expected = {
-        id(each): 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.3 for name, each in model.named_parameters()
-    }
+    expected = {id(each): 0.0 if name.endswith("bias") or "LayerNorm" in name else 0.3 for name, each in model.named_parameters()}
     assert decay == expected
     assert 0.0 in decay.values() and 0.3 in decay.values()  # noqa: PT018
     for group in optimizer.param_groups:
