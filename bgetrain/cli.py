@@ -158,6 +158,9 @@ def run_stage(arguments: Sequence[str]) -> int:
 
     if output.standing(cfg) == "done":
         say(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")
+        metrics = output.result(cfg["output_dir"]).get("metrics", {})
+        if metrics:
+            say("  " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         return 0
     command = [sys.executable, "-m", "bgetrain", *arguments]
     return int(call(cfg["cluster"], on_this_rank, command, cfg["num_processes"]))

@@ -255,6 +255,6 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None)
     if models:
         print(
             f"Your model is {models[-1]}/model. Try it on your own texts: "
-            f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER, "
+            f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER output_dir=outputs/mine, "
             f'or in Python: SentenceTransformer("{models[-1]}/model").encode(["..."])'
         )
