@@ -67,9 +67,14 @@ class Engine:
         self.core.backward(loss * self.world.size)  # deepspeed averages over ranks, our losses add up
 
     def step(self) -> float:
-        """Clips, updates and clears; returns the gradient's 2-norm over all parameters, before clipping."""
+        """Clips, updates and clears; returns the gradient's 2-norm over all parameters, before clipping.
+
+        0 where fp16's loss scaler skipped the update because of an overflow, which is how it finds its scale.
+        """
         norm = local_norm(self.core.module) if self.zero_stage == 0 else None
         self.core.step()
+        if self.core.fp16_enabled() and getattr(self.core.optimizer, "overflow", False):
+            return 0.0
         return float(self.core.get_global_grad_norm() if norm is None else norm)
 
     def set_rate(self, factor: float) -> None:

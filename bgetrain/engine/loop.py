@@ -90,13 +90,18 @@ def fit(
                 logged = {**window.close(step), "lr": rate, "epoch": batch.epoch}
                 log(step, logged)
             if step % save_every == 0 or stop or step == total_steps:
-                state = engine.state(step)
-                if world.rank == 0:
-                    checkpoint.save(folder, state, keep=KEEP)
-                max_over_ranks(0, world)  # nobody leaves before it is written
+                save(engine, folder, step, world)
             if stop and step < total_steps:
                 raise Interrupted(f"interrupted, step {step} of {total_steps} is saved in {folder}")
     return logged
+
+
+def save(engine: Engine, folder: Path, step: int, world: World) -> None:
+    """Writes a checkpoint; nobody leaves before it is written."""
+    state = engine.state(step)
+    if world.rank == 0:
+        checkpoint.save(folder, state, keep=KEEP)
+    max_over_ranks(0, world)
 
 
 class Window:

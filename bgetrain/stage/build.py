@@ -19,13 +19,14 @@ from bgetrain.data.files import fingerprint
 from bgetrain.data.plan import Plan
 from bgetrain.engine import checkpoint
 from bgetrain.engine.deepspeed import Engine
+from bgetrain.engine.loop import Counts, fit
 from bgetrain.logger import console
 from bgetrain.model import folder
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.model.body import Body, load_tokenizer
 from bgetrain.search.encode import encode
 from bgetrain.target import call
-from bgetrain.types import Retrieval, Source, Texts, World
+from bgetrain.types import LossOutput, Retrieval, Source, Texts, World
 
 Config = Mapping[str, Any]
 T = TypeVar("T")
@@ -158,6 +159,32 @@ def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
         return 1
     running.load(state, probe)
     return state.step + 1
+
+
+def train(
+    cfg: Config,
+    running: Engine,
+    batch_at: Callable[[int], Any],
+    update: Callable[[int, Any], tuple[LossOutput, Counts]],
+    steps: range,
+    schedule: Callable[[int, int], float],
+    log: Callable[[int, dict[str, float]], None],
+    world: World,
+) -> dict[str, float]:
+    """`fit` with the keys that every training stage has; returns the last figures logged."""
+    return fit(
+        running,
+        batch_at,
+        update,
+        first_step=steps.start,
+        total_steps=steps.stop - 1,
+        schedule=schedule,
+        log=log,
+        log_every=cfg["log_every"],
+        save_every=cfg["save_every"],
+        output_dir=cfg["output_dir"],
+        world=world,
+    )
 
 
 def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:

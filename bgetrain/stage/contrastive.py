@@ -12,7 +12,7 @@ from bgetrain.data import groups
 from bgetrain.data.tokenize import cut, join, pad
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.loop import Counts, fit
+from bgetrain.engine.loop import Counts
 from bgetrain.logger import console
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.stage import build
@@ -65,19 +65,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs), {cfg['step_mode']}",
         },
     )
-    figures = fit(
-        engine,
-        batch_at,
-        update,
-        first_step=first_step,
-        total_steps=total_steps,
-        schedule=schedule,
-        log=log,
-        log_every=cfg["log_every"],
-        save_every=cfg["save_every"],
-        output_dir=cfg["output_dir"],
-        world=world,
-    )
+    figures = build.train(cfg, engine, batch_at, update, range(first_step, total_steps + 1), schedule, log, world)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": total_steps, "rows": len(rows), "training": figures}
 

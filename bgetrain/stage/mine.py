@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bgetrain.output import write
 from bgetrain.search.index import top_k
 from bgetrain.stage import build
 from bgetrain.target import call
-from bgetrain.types import World
+from bgetrain.types import Retrieval, World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -59,22 +59,34 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         passages=retrieval.passages,
         seed=cfg["seed"],
     )
-    lines, counts = [], []
+    rows = mined_rows(retrieval, positives, drawn)
+    path = Path(cfg["output_dir"]) / "train.jsonl"
+    write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
+    counts = [len(row["neg"]) for row in rows]
+    short = sum(count < cfg["mine"]["number"] for count in counts)
+    figures = {"rows": len(rows), "negatives_per_row": sum(counts) / max(1, len(counts)), "rows_short_of_negatives": short}
+    log(0, figures)
+    console.say(
+        f"wrote {path}: {len(rows):,} rows, {figures['negatives_per_row']:.1f} negatives each on average, "
+        f"{short:,} rows with fewer than {cfg['mine']['number']}"
+    )
+    return {**figures, "seconds": time.perf_counter() - began}
+
+
+def mined_rows(retrieval: Retrieval, positives: Sequence[list[str]], drawn: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
+    """One row for each query that has a positive, as data=jsonl reads it.
+
+    Args:
+        retrieval: Q queries.
+        positives: of each query, texts.
+        drawn: of each query, positions of its negatives in the corpus.
+    """
+    rows = []
     for number, places in enumerate(drawn):
         row: dict[str, Any] = {"query": retrieval.queries[number], "pos": positives[number]}
         row["neg"] = [retrieval.passages[place] for place in places]
         if retrieval.prompts[number] is not None:
             row["prompt"] = retrieval.prompts[number]
         if positives[number]:
-            lines.append(json.dumps(row, ensure_ascii=False))
-            counts.append(len(places))
-    path = Path(cfg["output_dir"]) / "train.jsonl"
-    write(path, "".join(f"{line}\n" for line in lines))
-    short = sum(count < cfg["mine"]["number"] for count in counts)
-    figures = {"rows": len(lines), "negatives_per_row": sum(counts) / max(1, len(counts)), "rows_short_of_negatives": short}
-    log(0, figures)
-    console.say(
-        f"wrote {path}: {len(lines):,} rows, {figures['negatives_per_row']:.1f} negatives each on average, "
-        f"{short:,} rows with fewer than {cfg['mine']['number']}"
-    )
-    return {**figures, "seconds": time.perf_counter() - began}
+            rows.append(row)
+    return rows

@@ -12,7 +12,7 @@ from bgetrain.data.texts import text_batches
 from bgetrain.data.tokenize import cut
 from bgetrain.engine.chunked import chunk_seeds, summed_step
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.loop import Counts, fit
+from bgetrain.engine.loop import Counts
 from bgetrain.model.retromae import RetroMAE
 from bgetrain.stage import build
 from bgetrain.target import call
@@ -74,19 +74,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(texts):.2f} epochs)",
         },
     )
-    figures = fit(
-        engine,
-        batch_at,
-        partial(update_once, cfg, engine, world),
-        first_step=first_step,
-        total_steps=total_steps,
-        schedule=schedule,
-        log=log,
-        log_every=cfg["log_every"],
-        save_every=cfg["save_every"],
-        output_dir=cfg["output_dir"],
-        world=world,
-    )
+    update = partial(update_once, cfg, engine, world)
+    figures = build.train(cfg, engine, batch_at, update, range(first_step, total_steps + 1), schedule, log, world)
     build.save_model(cfg, engine, body, "lm.", source, world)
     return {"steps": total_steps, "texts": len(texts), "training": figures}
 
