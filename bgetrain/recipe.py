@@ -12,7 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from bgetrain import config, output, overrides, selection
-from bgetrain.cluster.local import INTERRUPTED, complain, is_first
+from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
@@ -56,8 +56,7 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
     check_folders(steps[:first_anew], name)
     began, ran = time.monotonic(), False
     for number, step in enumerate(steps):
-        if is_first():
-            print(f"[{number + 1}/{len(steps)}] {step.name}", flush=True)
+        say(f"[{number + 1}/{len(steps)}] {step.name}")
         anew = number >= first_anew or outdated(step, steps)
         was_done = not anew and done(step)
         status = run_stage([*step.overrides, *(["resume=never"] if anew else [])])

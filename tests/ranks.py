@@ -100,3 +100,17 @@ def load(path: str, name: str) -> Any:
     sys.modules[Path(path).stem] = module
     spec.loader.exec_module(module)
     return getattr(module, name)
+
+
+def run_stage(world: Any, overrides: list[str]) -> dict[str, Any]:
+    """What the command line does on one rank; returns the figures of `result.json`."""
+    from omegaconf import OmegaConf
+
+    from bgetrain import config, distributed, output
+    from bgetrain.target import named
+
+    cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
+    if world.rank == 0:
+        output.claim(cfg)
+    distributed.barrier(world)
+    return named(cfg["stage"]["_target_"])(cfg, world, lambda step, metrics: None)

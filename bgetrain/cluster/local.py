@@ -240,11 +240,10 @@ def complain(line: str) -> None:
     if folder and Path(folder).is_dir():
         (Path(folder) / f"{int(os.environ.get('RANK', 0)):06d}").write_text(line, "utf8")
     else:
-        rank = os.environ.get("RANK", "0")
-        print(line if rank == "0" else f"[rank {rank}] {line}", file=sys.stderr)
+        print(line if is_first() else f"[rank {os.environ['RANK']}] {line}", file=sys.stderr)
 
 
 def say(line: str) -> None:
     """Says one line of what happens, on the first rank only where a launcher of others started several."""
-    if os.environ.get("RANK", "0") == "0":
-        print(line)
+    if is_first():
+        print(line, flush=True)

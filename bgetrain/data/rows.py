@@ -37,9 +37,7 @@ def jsonl(
     Raises:
         ValueError: a file is missing.
     """
-    paths = [str(path) for pattern in files for path in matching(pattern)]
-    if not paths:
-        raise ValueError("data.files=[] is empty: give at least one file")
+    paths = named_files(files)
     check_columns(columns, ROW_COLUMNS)
     rows = ArrowRows(paths, None, dict(columns))
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
@@ -56,9 +54,7 @@ def text(
     split: str,
 ) -> Source:
     """Opens files of texts `{"text": str}` for pre-training; arguments as for `jsonl`."""
-    paths = [str(path) for pattern in files for path in matching(pattern)]
-    if not paths:
-        raise ValueError("data.files=[] is empty: give at least one file")
+    paths = named_files(files)
     check_columns(columns, ("text",))
     texts = ArrowTexts(paths, None, dict(columns))
     limits = (split, query_max_len, passage_max_len, query_instruction, "refuse")
@@ -97,6 +93,18 @@ def hub(
     check_columns(columns, ROW_COLUMNS)
     rows = ArrowRows(paths, origin, dict(columns))
     return Source(f"data={path}", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+
+
+def named_files(patterns: Sequence[str]) -> list[str]:
+    """The files that `data.files` names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    paths = [str(path) for pattern in patterns for path in matching(pattern)]
+    if not paths:
+        raise ValueError("data.files=[] is empty: give at least one file")
+    return paths
 
 
 def matching(pattern: str) -> list[Path]:

@@ -78,7 +78,7 @@ class Engine:
         return float(self.core.get_global_grad_norm() if norm is None else norm)
 
     def set_rate(self, factor: float) -> None:
-        """Sets the learning rate to `factor` times its peak; returns nothing, `rate` tells it."""
+        """Sets the learning rate to `factor` times its peak; `rate` tells it."""
         for group, peak in zip(self.core.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * factor
 

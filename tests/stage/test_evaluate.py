@@ -15,17 +15,9 @@ import pytest
 
 
 def run(world, overrides: list[str]) -> dict[str, Any]:
-    """What the command line does on one rank."""
-    from omegaconf import OmegaConf
+    from ranks import run_stage
 
-    from bgetrain import config, distributed, output
-    from bgetrain.stage import evaluate
-
-    cfg = OmegaConf.to_container(config.compose(["stage=evaluate", *overrides]), resolve=True)
-    if world.rank == 0:
-        output.claim(cfg)
-    distributed.barrier(world)
-    return evaluate.run(cfg, world, lambda step, metrics: None)
+    return run_stage(world, ["stage=evaluate", *overrides])
 
 
 @pytest.fixture(scope="module")

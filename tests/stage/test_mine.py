@@ -11,17 +11,9 @@ from bgetrain.data import rows as row_files
 
 
 def run(world, overrides: list[str]) -> dict[str, Any]:
-    """What the command line does on one rank."""
-    from omegaconf import OmegaConf
+    from ranks import run_stage
 
-    from bgetrain import config, distributed, output
-    from bgetrain.stage import mine
-
-    cfg = OmegaConf.to_container(config.compose(["stage=mine", *overrides]), resolve=True)
-    if world.rank == 0:
-        output.claim(cfg)
-    distributed.barrier(world)
-    return mine.run(cfg, world, lambda step, metrics: None)
+    return run_stage(world, ["stage=mine", *overrides])
 
 
 @pytest.fixture(scope="module")
