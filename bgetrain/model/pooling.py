@@ -26,3 +26,25 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
         return states.mean(1)
     weights = mask.to(states.dtype)[:, :, None]  # [N, L, 1]
     return (states * weights).sum(1) / weights.sum(1)
+
+
+def pool_packed(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
+    """As `pool`, of texts laid end to end.
+
+    Args:
+        states: [T, D], T = lengths.sum().
+        lengths: int64 [N], each > 0.
+        pooling: cls | mean | last.
+
+    Returns:
+        [N, D].
+    """
+    ends = lengths.cumsum(0)
+    if pooling == "cls":
+        return states[ends - lengths]
+    if pooling == "last":
+        return states[ends - 1]
+    assert pooling == "mean", pooling
+    owner = torch.arange(len(lengths)).repeat_interleave(lengths)
+    sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, owner, states)
+    return sums / lengths[:, None].to(states.dtype)

@@ -19,7 +19,7 @@ def encode(
     *,
     tokenize: Callable[[Sequence[str]], Ragged],
     cut: Callable[[Tensor], list[Tensor]],
-    pad: Callable[[Ragged, Tensor], Chunk],
+    chunk: Callable[[Ragged, Tensor], Chunk | Ragged],
     world: World,
     advance: Callable[[int], None],
 ) -> np.ndarray:
@@ -30,7 +30,7 @@ def encode(
         module: a `BiEncoder` on the rank's device, in evaluation mode.
         tokenize: texts -> token ids.
         cut: lengths -> groups of similar length.
-        pad: (token ids, one group) -> chunk.
+        chunk: (token ids, one group) -> padded or packed texts.
         world: all ranks.
         advance: told how many texts have been embedded since it was last told, over all ranks approximately.
 
@@ -44,9 +44,8 @@ def encode(
         ragged = tokenize(block)
         rows: np.ndarray | None = None
         for group in cut(ragged.lengths):
-            ids, mask = pad(ragged, group)
             with torch.inference_mode():
-                on_device = (ids.to(world.device), None if mask is None else mask.to(world.device))
+                on_device = [None if each is None else each.to(world.device) for each in chunk(ragged, group)]
                 embeddings = module(None, *on_device).float().cpu().numpy()  # [N, D]
             if rows is None:
                 rows = np.empty((len(block), embeddings.shape[1]), np.float32)

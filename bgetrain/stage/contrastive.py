@@ -9,12 +9,11 @@ from torch import Tensor
 
 from bgetrain import distributed
 from bgetrain.data import groups
-from bgetrain.data.tokenize import cut, join, pad
+from bgetrain.data.tokenize import chunk, cut, join
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts
 from bgetrain.logger import console
-from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.stage import build
 from bgetrain.target import call
 from bgetrain.types import GroupBatch, LossOutput, World
@@ -46,9 +45,11 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     plan, total_steps = build.plan(cfg, len(rows), world)
     part = distributed.share(cfg["global_batch"], world)
     batch_at = groups.group_batches(rows, source, body.tokenizer, plan, part, group_size=cfg["group_size"])
-    engine, schedule = build.engine(cfg, BiEncoder(body.backbone, body.pooling), world)
-    update = partial(update_once, cfg, engine, body.tokenizer.pad_token_id, world)
-    first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
+    module = build.bi_encoder(body, world)
+    pad_id = None if module.packed else body.tokenizer.pad_token_id
+    engine, schedule = build.engine(cfg, module, world)
+    update = partial(update_once, cfg, engine, pad_id, world)
+    first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), pad_id, world))
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
     batch, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
@@ -71,14 +72,14 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
 
 
 def update_once(
-    cfg: Mapping[str, Any], engine: Engine, pad_id: int, world: World, step: int, batch: GroupBatch
+    cfg: Mapping[str, Any], engine: Engine, pad_id: int | None, world: World, step: int, batch: GroupBatch
 ) -> tuple[LossOutput, Counts]:
     """One step's loss and gradient, that of one process on the whole global batch."""
     text = join(batch.query, batch.passage)
-    groups_of_texts = cut(text.lengths, cfg["chunk_tokens"])
+    groups_of_texts = cut(text.lengths, cfg["chunk_tokens"], padded=pad_id is not None)
     # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
     missing = distributed.max_over_ranks(len(groups_of_texts), world) - len(groups_of_texts)
-    chunks = [pad(text, group, pad_id) for group in [*groups_of_texts, *[torch.tensor([0])] * missing]]
+    chunks = [chunk(text, group, pad_id) for group in [*groups_of_texts, *[torch.tensor([0])] * missing]]
     order = torch.cat(groups_of_texts)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
@@ -97,12 +98,12 @@ def update_once(
         return LossOutput(output.loss + 0.0 * embeddings[len(place) :].sum(), output.metrics)
 
     take = {"single": single_step, "cached": cached_step}[cfg["step_mode"]]
-    tensors = [(build.on_device(chunk.ids, world), build.on_device(chunk.mask, world)) for chunk in chunks]
+    tensors = [tuple(build.on_device(tensor, world) for tensor in each) for each in chunks]
     output = take(engine, tensors, chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
-    return output, Counts(num_queries, int(text.lengths.sum()), sum(chunk.ids.numel() for chunk in chunks))
+    return output, Counts(num_queries, int(text.lengths.sum()), sum(each.ids.numel() for each in chunks))
 
 
-def probe(engine: Engine, batch: GroupBatch, world: World) -> Tensor:
+def probe(engine: Engine, batch: GroupBatch, pad_id: int | None, world: World) -> Tensor:
     """A forward pass that reaches every parameter."""
-    ids = batch.query.ids[None, : int(batch.query.lengths[0])]
-    return engine.forward([0], build.on_device(ids, world), None).sum()
+    one = chunk(batch.query, torch.tensor([0]), pad_id)
+    return engine.forward([0], *(build.on_device(tensor, world) for tensor in one)).sum()

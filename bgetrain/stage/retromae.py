@@ -94,7 +94,7 @@ def masked_batch(cfg: Mapping[str, Any], tokenizer: Any, clean_at: Callable[[int
             seed=cfg["seed"],
             step=step,
         )
-        for group in cut(batch.text.lengths, cfg["chunk_tokens"])
+        for group in cut(batch.text.lengths, cfg["chunk_tokens"], padded=True)
     ]
     return Masked(chunks, len(batch.text.lengths), int(batch.text.lengths.sum()), batch.epoch)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bgetrain.data.tokenize import SPECIALS, cut, join, pad, ragged, tokenize, tokenize_words, train_wordpiece
+from bgetrain.data.tokenize import SPECIALS, chunk, cut, join, pad, ragged, tokenize, tokenize_words, train_wordpiece
 
 TEXTS = ["Ünder the quick brown foxes", "", "dogs, dogs; unbelievably long-winded dogs!", "the [SEP] token", "\U0001f600 smile"]
 
@@ -67,27 +67,49 @@ def test_join_lays_texts_one_after_the_other():
     assert unragged(join(ragged([[1, 2], [3]]), ragged([[4]]))) == [[1, 2], [3], [4]]
 
 
+@pytest.mark.parametrize("padded", [True, False])
 @pytest.mark.parametrize("budget", [1, 16, 100, 10_000])
-@pytest.mark.parametrize("seed", range(5))
-def test_cut_takes_every_text_once_in_order_of_length_within_the_budget(budget, seed):
+@pytest.mark.parametrize("seed", range(3))
+def test_cut_takes_every_text_once_in_order_of_length_within_the_budget(budget, seed, padded):
     draw = random.Random(seed)
     lengths = torch.tensor([draw.randint(2, 40) for _ in range(200)])
-    groups = cut(lengths, budget)
+    groups = cut(lengths, budget, padded=padded)
     order = torch.cat(groups)
     assert sorted(order.tolist()) == list(range(200))
     assert (lengths[order].diff() >= 0).all()
+
+    def tokens(group: torch.Tensor) -> int:
+        return len(group) * int(lengths[group].max()) if padded else int(lengths[group].sum())
+
     for group, following in zip(groups, [*groups[1:], None], strict=True):
-        assert len(group) * int(lengths[group].max()) <= budget or len(group) == 1
-        if following is not None:  # and no group could have taken one more
-            assert (len(group) + 1) * int(lengths[following[0]]) > budget
+        assert tokens(group) <= budget or len(group) == 1
+        if following is not None:  # no group could have taken one more, unless much of it were padding
+            more = torch.cat([group, following[:1]])
+            padding = 1 - int(lengths[more].sum()) / tokens(more) if padded else 0
+            assert tokens(more) > budget or (padding > 1 / 16 and int(lengths[group].sum()) >= budget / 8)
+
+
+def test_two_lengths_apart_are_not_padded_together():
+    lengths = torch.tensor([10] * 40 + [200] * 4)
+    assert [len(group) for group in cut(lengths, 2000, padded=True)] == [40, 4]
+    assert [len(group) for group in cut(lengths, 10_000, padded=True)] == [44]  # too few to go alone
+    assert [len(group) for group in cut(lengths, 2000, padded=False)] == [44]
+
+
+def test_packed_chunks_are_the_texts_end_to_end():
+    text = ragged([[1, 2, 3], [4], [5, 6]])
+    ids, lengths = chunk(text, torch.tensor([2, 0, 1]), None)
+    assert ids.tolist() == [5, 6, 1, 2, 3, 4]
+    assert lengths.tolist() == [2, 3, 1]
+    assert chunk(text, torch.tensor([1]), 9).ids.tolist() == [[4]]
 
 
 def test_a_text_longer_than_the_budget_stands_alone():
-    assert [group.tolist() for group in cut(torch.tensor([50, 3, 4, 60]), 8)] == [[1, 2], [0], [3]]
+    assert [group.tolist() for group in cut(torch.tensor([50, 4, 4, 60]), 8, padded=True)] == [[1, 2], [0], [3]]
 
 
 def test_nothing_is_cut_into_nothing():
-    assert cut(torch.empty(0, dtype=torch.int64), 8) == []
+    assert cut(torch.empty(0, dtype=torch.int64), 8, padded=True) == []
 
 
 def test_pad_fills_to_the_longest_and_marks_what_is_real():
@@ -107,7 +129,7 @@ def test_cut_and_pad_give_every_text_back(tokenizer):
     texts = corpus(1) + TEXTS
     text = tokenize(tokenizer, texts, 32)
     back: dict[int, list[int]] = {}
-    for group in cut(text.lengths, 128):
+    for group in cut(text.lengths, 128, padded=True):
         ids, mask = pad(text, group, tokenizer.pad_token_id)
         for number, row, real in zip(
             group.tolist(), ids, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, strict=True

@@ -23,7 +23,7 @@ def chunk(*rows: list[int], width: int = 0) -> tuple[torch.Tensor, torch.Tensor]
 
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
 def test_padding_and_company_do_not_change_an_embedding(backbone, pooling):
-    model = BiEncoder(backbone, pooling)
+    model = BiEncoder(backbone, pooling, packed=False)
     text, other = [2, 11, 12, 13, 3], [2, 21, 22, 23, 24, 25, 26, 3]
     with torch.inference_mode():
         alone = model(None, torch.tensor([text]), None)[0]
@@ -37,7 +37,7 @@ def test_embeddings_are_the_pooled_states_at_length_one(backbone, pooling):
     ids, mask = chunk([2, 11, 12, 3], [2, 21, 3])
     with torch.inference_mode():
         states = backbone(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        embeddings = BiEncoder(backbone, pooling)(None, ids, mask)
+        embeddings = BiEncoder(backbone, pooling, packed=False)(None, ids, mask)
     for row, length in ((0, 4), (1, 3)):
         real = states[row, :length]
         expected = {"cls": real[0], "mean": real.sum(0) / length, "last": real[-1]}[pooling]
@@ -49,13 +49,13 @@ def test_embeddings_are_fp32_and_of_length_one_also_from_bf16(backbone):
     torch.manual_seed(0)
     half = BertModel(BertConfig(**CONFIG), add_pooling_layer=False).bfloat16().eval()
     with torch.inference_mode():
-        embeddings = BiEncoder(half, "mean")(None, *chunk([2, 11, 12, 3], [2, 3]))
+        embeddings = BiEncoder(half, "mean", packed=False)(None, *chunk([2, 11, 12, 3], [2, 3]))
     assert embeddings.dtype == torch.float32
     torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(2), rtol=0, atol=1e-6)  # normalised after the cast
 
 
 def test_several_chunks_in_one_call_are_those_of_several_calls(backbone):
-    model = BiEncoder(backbone, "cls")
+    model = BiEncoder(backbone, "cls", packed=False)
     first, second = chunk([2, 11, 3], [2, 12, 13, 3]), (torch.tensor([[2, 14, 15, 3]]), None)
     with torch.inference_mode():
         together = model(None, *first, *second)
@@ -64,7 +64,9 @@ def test_several_chunks_in_one_call_are_those_of_several_calls(backbone):
 
 def test_a_chunk_s_seed_decides_its_dropout():
     torch.manual_seed(0)
-    model = BiEncoder(BertModel(BertConfig(**CONFIG, hidden_dropout_prob=0.5), add_pooling_layer=False).train(), "cls")
+    model = BiEncoder(
+        BertModel(BertConfig(**CONFIG, hidden_dropout_prob=0.5), add_pooling_layer=False).train(), "cls", packed=False
+    )
     one = (torch.tensor([[2, 11, 12, 3]]), None)
     first, again, other = model([7, 8], *one, *one), model([7, 8], *one, *one), model([9, 8], *one, *one)
     assert torch.equal(first, again)

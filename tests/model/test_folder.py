@@ -42,9 +42,9 @@ def ours(path, texts: list[str], max_len: int) -> torch.Tensor:
     made = load(path)
     text = tokenize(made.tokenizer, texts, max_len)
     embeddings = torch.empty(len(texts), made.backbone.config.hidden_size)
-    for group in cut(text.lengths, 40):
+    for group in cut(text.lengths, 40, padded=True):
         with torch.inference_mode():
-            embeddings[group] = BiEncoder(made.backbone, made.pooling).eval()(
+            embeddings[group] = BiEncoder(made.backbone, made.pooling, packed=False).eval()(
                 None, *pad(text, group, made.tokenizer.pad_token_id)
             )
     return embeddings

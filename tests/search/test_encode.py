@@ -40,7 +40,7 @@ def test_embeddings_come_in_the_order_of_the_texts(monkeypatch, block):
     monkeypatch.setattr(module, "BLOCK", block)
     told: list[int] = []
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    found = module.encode(TEXTS, Letters(), tokenize=tokenized, cut=by_length, pad=padded, world=world, advance=told.append)
+    found = module.encode(TEXTS, Letters(), tokenize=tokenized, cut=by_length, chunk=padded, world=world, advance=told.append)
     assert found.dtype == np.float32
     assert found.tolist() == [[len(text), ord(text[-1])] for text in TEXTS]
     assert sum(told) == len(TEXTS)
@@ -48,7 +48,7 @@ def test_embeddings_come_in_the_order_of_the_texts(monkeypatch, block):
 
 def share_of(world, size: int) -> list[list[float]]:
     return module.encode(
-        TEXTS[:size], WithWidth(), tokenize=tokenized, cut=by_length, pad=padded, world=world, advance=lambda _: None
+        TEXTS[:size], WithWidth(), tokenize=tokenized, cut=by_length, chunk=padded, world=world, advance=lambda _: None
     ).tolist()
 
 

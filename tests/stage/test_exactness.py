@@ -28,6 +28,7 @@ class Case(NamedTuple):
     rows: int = 8
     pooling: str = "cls"
     checkpointing: bool = False
+    packed: bool = True
 
 
 def cases(size: int) -> list[Case]:
@@ -40,6 +41,7 @@ def cases(size: int) -> list[Case]:
         found += [Case(3, "single"), Case(1, pooling="mean", rows=7), Case(2, checkpointing=True)]
         found += [Case(0, "single", checkpointing=True, rows=7), Case(3, "cached", checkpointing=True, rows=7)]
         found += [Case(1, negatives="group", group_size=3, rows=7), Case(0, "single", negatives="rank")]
+        found += [Case(1, packed=False), Case(3, "single", rows=7, packed=False), Case(2, packed=False, pooling="mean", rows=7)]
     return found
 
 
@@ -80,7 +82,7 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
 
     from bgetrain import distributed, output
     from bgetrain.engine.deepspeed import Engine
-    from bgetrain.stage import contrastive
+    from bgetrain.stage import build, contrastive
 
     found: dict[str, Any] = {}
     plain_step, plain_update = Engine.step, contrastive.update_once
@@ -99,6 +101,7 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
     results = []
     for number, case in enumerate(tried):
         found.clear()
+        build.can_pack = lambda backbone, device, packed=case.packed: packed
         cfg = configure(case, model, files[case.rows], folder / str(number))
         if world.rank == 0:
             output.claim(cfg)
