@@ -68,6 +68,7 @@ class Config:
     group_size: "PositiveInt"
     chunk_tokens: "PositiveInt"
     step_mode: "Literal['single', 'cached']"
+    guide_model: "str | None"
     total_steps: "PositiveInt | None"
     epochs: "PositiveFloat | None"
     log_every: "PositiveInt"

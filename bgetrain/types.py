@@ -19,6 +19,8 @@ Ratio = float  # 0 <= x <= 1
 Negatives = Literal["group", "rank", "world"]
 MissingNegatives = Literal["random", "refuse"]
 Pooling = Literal["cls", "mean", "last"]
+Directions = Literal["forward", "both", "joint"]
+Teacher = Literal["none", "group", "batch"]
 
 
 class World(NamedTuple):
@@ -47,12 +49,16 @@ class Row(NamedTuple):
         positives: at least one relevant passage.
         negatives: passages known not to be relevant; may be empty.
         prompt: the instruction of this row; None: that of its source.
+        positive_scores: a teacher's score of each positive; None: there are none.
+        negative_scores: the same of each negative.
     """
 
     query: str
     positives: Sequence[str]
     negatives: Sequence[str]
     prompt: str | None
+    positive_scores: Sequence[float] | None = None
+    negative_scores: Sequence[float] | None = None
 
 
 class Rows(Protocol):
@@ -150,20 +156,60 @@ class Chunk(NamedTuple):
     mask: Tensor | None
 
 
+class TextKeys(NamedTuple):
+    """Hashes of 64 bits by which equal texts are found; on the host.
+
+    Attributes:
+        query: int64 [B], of the queries without their instruction.
+        passage: int64 [B * G].
+        positives: of all positives that each of the B rows lists; `lengths` says how many.
+    """
+
+    query: Tensor
+    passage: Tensor
+    positives: Ragged
+
+
 class GroupBatch(NamedTuple):
     """This rank's share of one contrastive step.
 
     Attributes:
         query: B texts.
         passage: B * G texts; number b * G is the positive of query b, the next G - 1 its negatives.
+        keys: of these texts; None: nobody asked for them.
+        teacher: fp32 [B, G], a teacher's score of each passage for its query; None: nobody asked for them.
+        guide: queries and passages as the guide model's tokenizer has them; None: there is no guide.
         rows: int64 [B], the row of the data set that each query comes from.
         epoch: passes over the data completed when the step began.
     """
 
     query: Ragged
     passage: Ragged
+    keys: TextKeys | None
+    teacher: Tensor | None
+    guide: tuple[Ragged, Ragged] | None
     rows: Tensor
     epoch: float
+
+
+class Contrast(NamedTuple):
+    """What a contrastive loss compares, on this rank.
+
+    Attributes:
+        query: fp32 [B, D], unit rows.
+        passage: fp32 [B * G, D], unit rows; row b * G is the positive of query b.
+        keys: of their texts; None where equal texts are not looked for.
+        teacher: fp32 [B, G], a teacher's scores; None without a teacher.
+        guide: a guide's embeddings of the same texts, fp32 [B, D'] and [B * G, D'], unit rows; None without a guide.
+        shift: fp32 [1], learnt: the scores' factor is exp(shift) / temperature; None: 1 / temperature.
+    """
+
+    query: Tensor
+    passage: Tensor
+    keys: TextKeys | None = None
+    teacher: Tensor | None = None
+    guide: tuple[Tensor, Tensor] | None = None
+    shift: Tensor | None = None
 
 
 class TextBatch(NamedTuple):

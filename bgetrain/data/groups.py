@@ -1,20 +1,22 @@
 """Rows to contrastive batches: which positive, which negatives, which tokens."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from hashlib import blake2b
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bgetrain.data.plan import Plan, hashed
 from bgetrain.data.tokenize import tokenize
-from bgetrain.types import GroupBatch, Row, Rows, Source
+from bgetrain.types import GroupBatch, Ragged, Row, Rows, Source, TextKeys
 
 POSITIVE, NEGATIVE, STRANGER = 1, 2, 3  # keep the draws of one row apart
 
 
 def group_batches(
-    rows: Rows, source: Source, tokenizer: Any, plan: Plan, part: range, *, group_size: int
+    rows: Rows, source: Source, tokenizer: Any, plan: Plan, part: range, *, group_size: int, keyed: bool, scored: bool, guide: Any
 ) -> Callable[[int], GroupBatch]:
     """Makes this rank's batch of a step, as a function of the step alone.
 
@@ -25,6 +27,9 @@ def group_batches(
         plan: the order of the rows.
         part: this rank's positions in the global batch.
         group_size: G, passages per query.
+        keyed: with the keys by which equal texts are found.
+        scored: with the teacher's scores of the passages.
+        guide: the guide model's tokenizer; None: no guide.
 
     Returns:
         step (from 1) -> GroupBatch.
@@ -33,14 +38,25 @@ def group_batches(
     def batch(step: int) -> GroupBatch:
         draw = plan.draw(step, part)
         taken = rows.take(draw.rows.tolist())
-        queries, passages = [], []
+        queries: list[str] = []
+        passages: list[str] = []
+        scores: list[list[float]] = []
         for row, number, epoch in zip(taken, draw.rows.tolist(), draw.epochs.tolist(), strict=True):
             prompt = source.query_instruction if row.prompt is None else row.prompt
             queries.append(prompt + row.query)
-            passages += group(rows, row, number, epoch, group_size, plan.seed)
+            found = group(rows, row, number, epoch, group_size, plan.seed)
+            passages += found.passages
+            if scored:
+                scores.append(needed(found, rows, number))
+
+        def tokens(words: Any) -> tuple[Ragged, Ragged]:
+            return tokenize(words, queries, source.query_max_len), tokenize(words, passages, source.passage_max_len)
+
         return GroupBatch(
-            tokenize(tokenizer, queries, source.query_max_len),
-            tokenize(tokenizer, passages, source.passage_max_len),
+            *tokens(tokenizer),
+            text_keys(taken, passages) if keyed else None,
+            torch.tensor(scores, dtype=torch.float32) if scored else None,
+            None if guide is None else tokens(guide),
             torch.from_numpy(draw.rows),
             plan.epoch(step),
         )
@@ -48,20 +64,60 @@ def group_batches(
     return batch
 
 
-def group(rows: Rows, row: Row, number: int, epoch: int, group_size: int, seed: int) -> list[str]:
+class Group(NamedTuple):
+    """A positive and its negatives, with a teacher's scores where the row has them for all."""
+
+    passages: list[str]
+    scores: list[float] | None
+
+
+def group(rows: Rows, row: Row, number: int, epoch: int, group_size: int, seed: int) -> Group:
     """One positive and `group_size - 1` negatives of a row.
 
     The positive is drawn by (seed, epoch, row). Negatives follow an order drawn by (seed, row) that goes on from epoch to
     epoch, and begins again where it is used up, so that a row with too few repeats them. A row without any gets passages
     of other rows.
     """
-    positive = row.positives[int(hashed(seed, POSITIVE, epoch, number)) % len(row.positives)]
+    chosen = int(hashed(seed, POSITIVE, epoch, number)) % len(row.positives)
+    positive = row.positives[chosen]
     wanted = group_size - 1
-    if not row.negatives:
-        return [positive, *strangers(rows, row, number, epoch, wanted, seed)]
-    order = np.argsort(hashed(seed, NEGATIVE, number, np.arange(len(row.negatives))), kind="stable")
-    places = (epoch * wanted + np.arange(wanted)) % len(order)
-    return [positive, *(row.negatives[order[place]] for place in places)]
+    if wanted and not row.negatives:
+        return Group([positive, *strangers(rows, row, number, epoch, wanted, seed)], None)
+    places: list[int] = []
+    if wanted:
+        order = np.argsort(hashed(seed, NEGATIVE, number, np.arange(len(row.negatives))), kind="stable")
+        places = order[(epoch * wanted + np.arange(wanted)) % len(order)].tolist()
+    scores = None
+    if row.positive_scores is not None and (row.negative_scores is not None or not wanted):
+        scores = [row.positive_scores[chosen], *((row.negative_scores or [])[place] for place in places)]
+    return Group([positive, *(row.negatives[place] for place in places)], scores)
+
+
+def needed(found: Group, rows: Rows, number: int) -> list[float]:
+    """The teacher's scores of a group.
+
+    Raises:
+        ValueError: the row lacks some.
+    """
+    if found.scores is None:
+        raise ValueError(
+            f"{rows.where(number)}: has no pos_scores and neg_scores for its {len(found.passages)} passages, which loss.teacher "
+            f"needs: add them, or use loss.teacher=none"
+        )
+    return found.scores
+
+
+def text_keys(taken: Sequence[Row], passages: Sequence[str]) -> TextKeys:
+    """Keys of the queries, of their groups' passages and of all positives that the rows list."""
+    listed = [positive for row in taken for positive in row.positives]
+    counts = torch.tensor([len(row.positives) for row in taken])
+    return TextKeys(keys([row.query for row in taken]), keys(passages), Ragged(keys(listed), counts))
+
+
+def keys(texts: Sequence[str]) -> Tensor:
+    """int64 [N]: 64 bits of BLAKE2b of each text, blanks at its ends aside."""
+    digests = b"".join(blake2b(text.strip().encode(), digest_size=8).digest() for text in texts)
+    return torch.from_numpy(np.frombuffer(digests, np.int64).copy())
 
 
 def strangers(rows: Rows, row: Row, number: int, epoch: int, wanted: int, seed: int) -> list[str]:

@@ -1,5 +1,6 @@
 """What stands in JSONL, parquet and hub files, held against what a row or a text must be."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from bgetrain import hub
 from bgetrain.data.files import Line, lines
 
-ROW_COLUMNS = ("query", "pos", "neg", "prompt")
+ROW_COLUMNS = ("query", "pos", "neg", "prompt", "pos_scores", "neg_scores")
 
 
 def raw(paths: Sequence[str], origin: dict[str, Any] | None) -> Iterator[Line]:
@@ -107,7 +108,32 @@ def checked(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> d
     positives = passages(row.get(names["pos"]), names["pos"], where)
     if not positives:
         raise ValueError(f"{where}: {names['pos']!r} must list at least one passage, got {brief(row.get(names['pos']))}")
-    return {"query": query, "pos": positives, "neg": passages(row.get(names["neg"]), names["neg"], where), "prompt": prompt}
+    negatives = passages(row.get(names["neg"]), names["neg"], where)
+    return {
+        "query": query,
+        "pos": positives,
+        "neg": negatives,
+        "prompt": prompt,
+        "pos_scores": scores(row.get(names["pos_scores"]), len(positives), names["pos_scores"], names["pos"], where),
+        "neg_scores": scores(row.get(names["neg_scores"]), len(negatives), names["neg_scores"], names["neg"], where),
+    }
+
+
+def scores(values: Any, count: int, name: str, of: str, where: str) -> list[float] | None:
+    """A teacher's scores of `count` passages; None where there are none.
+
+    Raises:
+        ValueError: no numbers, or more or fewer than passages.
+    """
+    if values is None or (values == [] and count > 0):
+        return None
+    if not isinstance(values, list) or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
+        raise ValueError(f"{where}: {name!r} must be a list of numbers, got {brief(values)}")
+    if not all(map(math.isfinite, values)):
+        raise ValueError(f"{where}: {name!r} must hold finite numbers, got {brief(values)}")
+    if len(values) != count:
+        raise ValueError(f"{where}: {name!r} has {len(values)} scores for the {count} passages of {of!r}: give one for each")
+    return [float(each) for each in values]
 
 
 def passages(values: Any, name: str, where: str) -> list[str]:

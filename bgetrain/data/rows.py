@@ -10,7 +10,7 @@ from bgetrain.data.files import existing
 from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
 
-FORMAT = 2  # of the cached Arrow files; a change makes old ones unused
+FORMAT = 3  # of the cached Arrow files; a change makes old ones unused
 
 
 def jsonl(
@@ -23,7 +23,9 @@ def jsonl(
     missing_negatives: MissingNegatives,
     split: str,
 ) -> Source:
-    """Opens files of rows `{"query", "pos", "neg", "prompt"}`, FlagEmbedding's format; `neg` and `prompt` are optional.
+    """Opens files of rows `{"query", "pos", "neg", "prompt", "pos_scores", "neg_scores"}`, FlagEmbedding's format.
+
+    All but `query` and `pos` are optional.
 
     Args:
         files: `.jsonl`, `.jsonl.gz`, `.json` or `.parquet`; patterns such as `parts/*.jsonl` are expanded.
@@ -148,6 +150,8 @@ class ArrowRows:
                 "pos": texts,
                 "neg": texts,
                 "prompt": Value("string"),
+                "pos_scores": List(Value("float64")),
+                "neg_scores": List(Value("float64")),
                 "where": Value("string"),
             }
             self.table = cached(labelled, self.paths, self.origin, self.columns, Features(shape))
@@ -158,7 +162,7 @@ class ArrowRows:
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         found = self.table[list(indices)]
-        columns = (found["query"], found["pos"], found["neg"], found["prompt"])
+        columns = (found[name] for name in ROW_COLUMNS)
         return [Row(*values) for values in zip(*columns, strict=True)]
 
     def where(self, index: int) -> str:

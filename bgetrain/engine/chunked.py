@@ -9,31 +9,30 @@ from torch import Tensor
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.types import LossOutput
 
+Chunk = Sequence[Tensor | None]
+EmbeddingLoss = Callable[[Tensor, Tensor | None], LossOutput]
+
 
 def chunk_seeds(seed: int, step: int, rank: int, count: int) -> list[int]:
     """Seeds of the dropout of each chunk: a function of its place alone, so that a resumed run repeats it."""
     return np.random.SeedSequence([seed, step, rank]).generate_state(max(count, 1), np.uint64).astype(np.int64).tolist()[:count]
 
 
-def single_step(
-    engine: Engine, chunks: Sequence[tuple[Tensor | None, ...]], seeds: Sequence[int], loss: Callable[[Tensor], LossOutput]
-) -> LossOutput:
+def single_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
     """Embeds all chunks in one graph and takes its gradient; memory grows with their number.
 
     Args:
         engine: its module is `BiEncoder`.
-        chunks: (ids [N, L], mask [N, L] or None) each.
+        chunks: what it takes of each.
         seeds: of each chunk's dropout.
-        loss: all embeddings [sum of N, D], in the order of the chunks -> LossOutput.
+        loss: all embeddings [sum of N, D], in the order of the chunks, and the temperature's shift -> LossOutput.
     """
-    output = loss(engine.forward(list(seeds), *(tensor for chunk in chunks for tensor in chunk)))
+    output = loss(*engine.forward(list(seeds), *(tensor for chunk in chunks for tensor in chunk)))
     engine.backward(output.loss, last=True)
-    return LossOutput(output.loss.detach(), output.metrics)
+    return output._replace(loss=output.loss.detach())
 
 
-def cached_step(
-    engine: Engine, chunks: Sequence[tuple[Tensor | None, ...]], seeds: Sequence[int], loss: Callable[[Tensor], LossOutput]
-) -> LossOutput:
+def cached_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
     """The same update in bounded memory (Gao et al. 2021, arXiv:2101.06983); arguments as for `single_step`.
 
     First pass without graphs, then the loss on the embeddings alone, then chunk by chunk the forward again and the
@@ -41,15 +40,20 @@ def cached_step(
     each. The second pass goes backwards, as autograd would: gradients then add up in the same order, bit for bit.
     """
     with torch.no_grad():
-        parts = [engine.forward([seed], *chunk) for seed, chunk in zip(seeds, chunks, strict=True)]
-    leaf = torch.cat(parts).requires_grad_()
-    output = loss(leaf)
-    (gradient,) = torch.autograd.grad(output.loss, leaf)
-    gradients = gradient.split([len(part) for part in parts])
+        passed = [engine.forward([seed], *chunk) for seed, chunk in zip(seeds, chunks, strict=True)]
+    leaf = torch.cat([embeddings for embeddings, _ in passed]).requires_grad_()
+    shift = passed[0][1]
+    leaves = [leaf] if shift is None else [leaf, shift.requires_grad_()]
+    output = loss(leaf, shift)
+    gradient, *to_shift = torch.autograd.grad(output.loss, leaves)
+    gradients = gradient.split([len(embeddings) for embeddings, _ in passed])
     for number in reversed(range(len(chunks))):
-        embeddings = engine.forward([seeds[number]], *chunks[number])
-        engine.backward((embeddings * gradients[number]).sum(), last=number == 0)
-    return LossOutput(output.loss.detach(), output.metrics)
+        embeddings, shift = engine.forward([seeds[number]], *chunks[number])
+        part = (embeddings * gradients[number]).sum()
+        if shift is not None:  # once in all; ZeRO wants every parameter in every pass
+            part = part + (shift * to_shift[0] * float(number == 0)).sum()
+        engine.backward(part, last=number == 0)
+    return output._replace(loss=output.loss.detach())
 
 
 def summed_step(engine: Engine, num_chunks: int, loss: Callable[[int], LossOutput]) -> LossOutput:

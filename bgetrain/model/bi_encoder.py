@@ -17,15 +17,18 @@ class BiEncoder(nn.Module):
         backbone: a transformers encoder that returns `last_hidden_state`.
         pooling: cls | mean | last.
         packed: chunks are texts laid end to end; else padded.
+        learnable_temperature: with a parameter that the loss reads, returned by each call.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, *, packed: bool) -> None:
+    def __init__(self, backbone: nn.Module, pooling: str, *, packed: bool, learnable_temperature: bool = False) -> None:
         super().__init__()
+        # a shift of log(1 / temperature) from its first value: near 0 bf16 is fine enough for it; deepspeed wants a dimension
+        self.temperature_shift = nn.Parameter(torch.zeros(1)) if learnable_temperature else None
         self.backbone, self.pooling, self.packed = backbone, pooling, packed
         if packed:
             make_packed(backbone)
 
-    def forward(self, seeds: Sequence[int] | None, *chunks: Tensor | None) -> Tensor:
+    def forward(self, seeds: Sequence[int] | None, *chunks: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Embeds the texts of several chunks; ZeRO-3 wants them in one call where one backward follows.
 
         Args:
@@ -35,6 +38,7 @@ class BiEncoder(nn.Module):
 
         Returns:
             fp32 [sum of N, D], each row of length 1.
+            [1], the temperature's shift; None where it is not learnt.
         """
         embeddings = []
         for number, (ids, other) in enumerate(zip(chunks[::2], chunks[1::2], strict=True)):
@@ -48,4 +52,6 @@ class BiEncoder(nn.Module):
                 states = self.backbone(input_ids=ids, attention_mask=other).last_hidden_state  # [N, L, D]
                 pooled = pool(states, other, self.pooling)
             embeddings.append(F.normalize(pooled.float(), dim=-1))
-        return torch.cat(embeddings)
+        # a copy: ZeRO-3 takes the parameter itself away after the call
+        shift = None if self.temperature_shift is None else self.temperature_shift * 1.0
+        return torch.cat(embeddings), shift

@@ -46,7 +46,7 @@ def encode(
         for group in cut(ragged.lengths):
             with torch.inference_mode():
                 on_device = [None if each is None else each.to(world.device) for each in chunk(ragged, group)]
-                embeddings = module(None, *on_device).float().cpu().numpy()  # [N, D]
+                embeddings = module(None, *on_device)[0].float().cpu().numpy()  # [N, D]
             if rows is None:
                 rows = np.empty((len(block), embeddings.shape[1]), np.float32)
             rows[group.numpy()] = embeddings

@@ -1,6 +1,5 @@
 """What several stages make from a config: data, model, engine, and the words before the first step."""
 
-import contextlib
 import os
 import shutil
 import zlib
@@ -22,12 +21,9 @@ from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts, fit
 from bgetrain.logger import console
 from bgetrain.model import folder
-from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.model.body import Body, load_tokenizer
-from bgetrain.model.packed import can_pack
-from bgetrain.search.encode import encode
 from bgetrain.target import call
-from bgetrain.types import LossOutput, Retrieval, Source, Texts, World
+from bgetrain.types import LossOutput, Source, Texts, World
 
 Config = Mapping[str, Any]
 T = TypeVar("T")
@@ -208,11 +204,6 @@ def write_model(cfg: Config, made: Body, weights: dict[str, Tensor], opened: Sou
     distributed.barrier(world)
 
 
-def bi_encoder(made: Body, world: World) -> BiEncoder:
-    """The encoder of queries and passages; it takes packed chunks where it can."""
-    return BiEncoder(made.backbone, made.pooling, packed=can_pack(made.backbone, world.device))
-
-
 def on_device(tensor: Tensor | None, world: World) -> Tensor | None:
     return None if tensor is None else tensor.to(world.device, non_blocking=True)
 
@@ -233,31 +224,3 @@ def announce(cfg: Config, made: Body, running: Engine, world: World, facts: Mapp
         "output": str(cfg["output_dir"]),
     }
     console.show(f"stage={cfg['stage']['name']}", rows)
-
-
-def encoder(cfg: Config, made: Body, opened: Source, world: World) -> Callable[[list[str], int, str], np.ndarray]:
-    """A function (texts, max_len, description) -> fp32 [N, D] that embeds with the model as it is, over all ranks."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
-    module = bi_encoder(made, world).to(world.device, dtype).eval()
-    pad_id = None if module.packed else made.tokenizer.pad_token_id
-
-    def embed(texts: list[str], max_len: int, description: str) -> np.ndarray:
-        shown = console.track(description, len(texts)) if world.rank == 0 else contextlib.nullcontext(lambda _: None)
-        with shown as advance:
-            return encode(
-                texts,
-                module,
-                tokenize=lambda block: tokens.tokenize(made.tokenizer, block, max_len),
-                cut=lambda lengths: tokens.cut(lengths, cfg["chunk_tokens"], padded=not module.packed),
-                chunk=lambda text, group: tokens.chunk(text, group, pad_id),
-                world=world,
-                advance=advance,
-            )
-
-    return embed
-
-
-def instructed(retrieval: Retrieval, instruction: str) -> list[str]:
-    """The queries with their own prompt, or else the source's instruction, before them."""
-    pairs = zip(retrieval.prompts, retrieval.queries, strict=True)
-    return [(instruction if prompt is None else prompt) + query for prompt, query in pairs]

@@ -14,9 +14,9 @@ from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts
 from bgetrain.logger import console
-from bgetrain.stage import build
+from bgetrain.stage import build, embed
 from bgetrain.target import call
-from bgetrain.types import GroupBatch, LossOutput, World
+from bgetrain.types import Contrast, GroupBatch, LossOutput, Ragged, World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -44,11 +44,22 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     groups.check_groups(rows, source, cfg["group_size"], console.say if world.rank == 0 else lambda _: None)
     plan, total_steps = build.plan(cfg, len(rows), world)
     part = distributed.share(cfg["global_batch"], world)
-    batch_at = groups.group_batches(rows, source, body.tokenizer, plan, part, group_size=cfg["group_size"])
-    module = build.bi_encoder(body, world)
+    guide = embed.guide(cfg, source, world) if cfg["guide_model"] else None
+    batch_at = groups.group_batches(
+        rows,
+        source,
+        body.tokenizer,
+        plan,
+        part,
+        group_size=cfg["group_size"],
+        keyed=cfg["loss"]["mask_equal"],
+        scored=cfg["loss"]["teacher"] != "none",
+        guide=guide and guide.tokenizer,
+    )
+    module = embed.bi_encoder(body, world, learnable_temperature=cfg["loss"]["learnable_temperature"])
     pad_id = None if module.packed else body.tokenizer.pad_token_id
     engine, schedule = build.engine(cfg, module, world)
-    update = partial(update_once, cfg, engine, pad_id, world)
+    update = partial(update_once, cfg, engine, pad_id, world, guide=guide and guide.embed)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), pad_id, world))
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
@@ -72,7 +83,13 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
 
 
 def update_once(
-    cfg: Mapping[str, Any], engine: Engine, pad_id: int | None, world: World, step: int, batch: GroupBatch
+    cfg: Mapping[str, Any],
+    engine: Engine,
+    pad_id: int | None,
+    world: World,
+    step: int,
+    batch: GroupBatch,
+    guide: Callable[[Ragged], Tensor] | None = None,
 ) -> tuple[LossOutput, Counts]:
     """One step's loss and gradient, that of one process on the whole global batch."""
     text = join(batch.query, batch.passage)
@@ -80,22 +97,22 @@ def update_once(
     # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
     missing = distributed.max_over_ranks(len(groups_of_texts), world) - len(groups_of_texts)
     chunks = [chunk(text, group, pad_id) for group in [*groups_of_texts, *[torch.tensor([0])] * missing]]
-    order = torch.cat(groups_of_texts)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    place = place.to(world.device)
+    place = inverse(torch.cat(groups_of_texts)).to(world.device)
     num_queries = len(batch.query.lengths)
+    guided = guide and batch.guide and (guide(batch.guide[0]), guide(batch.guide[1]))
 
-    def loss(embeddings: Tensor) -> LossOutput:
+    def loss(embeddings: Tensor, shift: Tensor | None) -> LossOutput:
         in_order = embeddings[place]  # [B + B * G, D], queries first
-        output: LossOutput = call(
-            cfg["loss"],
+        contrast = Contrast(
             in_order[:num_queries],
             in_order[num_queries:],
-            counts=distributed.shares(cfg["global_batch"], world),
-            world=world,
+            batch.keys,
+            build.on_device(batch.teacher, world),
+            guided,
+            shift,
         )
-        return LossOutput(output.loss + 0.0 * embeddings[len(place) :].sum(), output.metrics)
+        output: LossOutput = call(cfg["loss"], contrast, counts=distributed.shares(cfg["global_batch"], world), world=world)
+        return output._replace(loss=output.loss + 0.0 * embeddings[len(place) :].sum())
 
     take = {"single": single_step, "cached": cached_step}[cfg["step_mode"]]
     tensors = [tuple(build.on_device(tensor, world) for tensor in each) for each in chunks]
@@ -103,7 +120,15 @@ def update_once(
     return output, Counts(num_queries, int(text.lengths.sum()), sum(each.ids.numel() for each in chunks))
 
 
+def inverse(order: Tensor) -> Tensor:
+    """Where each text stands in `order`."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order))
+    return place
+
+
 def probe(engine: Engine, batch: GroupBatch, pad_id: int | None, world: World) -> Tensor:
     """A forward pass that reaches every parameter."""
     one = chunk(batch.query, torch.tensor([0]), pad_id)
-    return engine.forward([0], *(build.on_device(tensor, world) for tensor in one)).sum()
+    embeddings, shift = engine.forward([0], *(build.on_device(tensor, world) for tensor in one))
+    return embeddings.sum() if shift is None else embeddings.sum() + shift.sum()

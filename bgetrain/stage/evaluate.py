@@ -11,7 +11,7 @@ from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
 from bgetrain.search.index import top_k
-from bgetrain.stage import build
+from bgetrain.stage import build, embed
 from bgetrain.types import Retrieval, World
 
 DEPTH = 100  # passages ranked for each query: the deepest cut-off of the metrics
@@ -38,9 +38,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     retrieval, body = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
     )
-    embed = build.encoder(cfg, body, source, world)
-    passages = embed(retrieval.passages, source.passage_max_len, "passages")
-    queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    encode = embed.encoder(cfg, body, source, world)
+    passages = encode(retrieval.passages, source.passage_max_len, "passages")
+    queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
     if world.rank > 0:
         return {}
     scores, places = top_k(queries, passages, DEPTH, num_threads=torch.get_num_threads())

@@ -11,7 +11,7 @@ import torch
 from bgetrain.logger import console
 from bgetrain.output import write
 from bgetrain.search.index import top_k
-from bgetrain.stage import build
+from bgetrain.stage import build, embed
 from bgetrain.target import call
 from bgetrain.types import Retrieval, World
 
@@ -41,9 +41,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             f"mine.first={cfg['mine']['first']} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
             f"ranks count from 0, so mine.first must be below that"
         )
-    embed = build.encoder(cfg, body, source, world)
-    passages = embed(retrieval.passages, source.passage_max_len, "passages")
-    queries = embed(build.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    encode = embed.encoder(cfg, body, source, world)
+    passages = encode(retrieval.passages, source.passage_max_len, "passages")
+    queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
     if world.rank > 0:
         return {}
     _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())

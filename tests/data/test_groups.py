@@ -4,11 +4,17 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
-from bgetrain.data.groups import check_groups, group, group_batches, strangers
+from bgetrain.data import groups
+from bgetrain.data.groups import check_groups, group, keys, strangers
 from bgetrain.data.plan import Plan, hashed
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.types import Row, Source
+
+
+def group_batches(*arguments, keyed=False, scored=False, guide=None, **changes):
+    return groups.group_batches(*arguments, keyed=keyed, scored=scored, guide=guide, **changes)
 
 
 class Listed:
@@ -46,28 +52,32 @@ MANY = Listed([row(number, positives=1 + number % 4) for number in range(50)])
 def test_the_positive_is_drawn_by_seed_epoch_and_row():
     for seed, epoch, number in ((1, 0, 0), (1, 0, 7), (1, 5, 7), (2, 5, 7)):
         expected = f"p3{'abcdefgh'[int(hashed(seed, 1, epoch, number)) % 8]}"
-        assert group(MANY, row(3, positives=8), number, epoch, 1, seed) == [expected]
+        assert group(MANY, row(3, positives=8), number, epoch, 1, seed).passages == [expected]
 
 
 def test_over_epochs_and_rows_every_positive_is_drawn_alike():
-    counts = Counter(group(MANY, row(0, positives=4), number, epoch, 1, 0)[0] for number in range(100) for epoch in range(40))
+    counts = Counter(
+        group(MANY, row(0, positives=4), number, epoch, 1, 0).passages[0] for number in range(100) for epoch in range(40)
+    )
     assert len(counts) == 4
     assert max(abs(count - 1000) for count in counts.values()) < 5 * 27.4  # five standard deviations
 
 
 def test_negatives_come_without_repeats_until_all_were_used_and_then_begin_again():
     one = row(0, negatives=7)
-    drawn = [negative for epoch in range(7) for negative in group(MANY, one, 5, epoch, 4, seed=1)[1:]]  # 21 = three rounds
+    drawn = [
+        negative for epoch in range(7) for negative in group(MANY, one, 5, epoch, 4, seed=1).passages[1:]
+    ]  # 21 = three rounds
     for start in (0, 7, 14):
         assert sorted(drawn[start : start + 7]) == sorted(one.negatives)
     assert drawn[:7] == drawn[7:14] != one.negatives
-    other = [negative for epoch in range(2) for negative in group(MANY, one, 6, epoch, 4, seed=1)[1:]]
+    other = [negative for epoch in range(2) for negative in group(MANY, one, 6, epoch, 4, seed=1).passages[1:]]
     assert other != drawn[:6]  # another row, another order
 
 
 @pytest.mark.parametrize(("have", "wanted"), [(2, 7), (3, 7), (7, 7), (1, 3)])
 def test_too_few_negatives_are_tiled_evenly(have, wanted):
-    negatives = group(MANY, row(0, negatives=have), 3, 2, wanted + 1, seed=4)[1:]
+    negatives = group(MANY, row(0, negatives=have), 3, 2, wanted + 1, seed=4).passages[1:]
     counts = Counter(negatives)
     assert len(negatives) == wanted
     assert len(counts) == have
@@ -79,7 +89,7 @@ def test_strangers_are_positives_of_other_rows_and_never_of_this_one():
     found = Counter(each for epoch in range(50) for each in strangers(rows, rows.rows[0], 0, epoch, 3, seed=0))
     assert set(found) == {"p1a", "p2a"}
     assert found.total() == 150
-    assert group(rows, rows.rows[0], 0, 1, 4, 0)[1:] == strangers(rows, rows.rows[0], 0, 1, 3, 0)
+    assert group(rows, rows.rows[0], 0, 1, 4, 0).passages[1:] == strangers(rows, rows.rows[0], 0, 1, 3, 0)
 
 
 def test_a_row_without_strangers_is_named():
@@ -136,7 +146,7 @@ def test_a_batch_holds_each_query_s_group_in_turn_and_ranks_share_it(tokenizer):
     expected = [
         text
         for number, epoch in zip(draw.rows, draw.epochs, strict=True)
-        for text in group(rows, rows.rows[number], int(number), int(epoch), 3, 1)
+        for text in group(rows, rows.rows[number], int(number), int(epoch), 3, 1).passages
     ]
     assert decoded(tokenizer, whole.passage) == expected
     parts = [batches(range(4))(4), batches(range(4, 6))(4)]
@@ -149,3 +159,38 @@ def test_queries_and_passages_are_cut_at_their_own_lengths(tokenizer):
     lengths = source()._replace(query_max_len=8, passage_max_len=16)
     batch = group_batches(long, lengths, tokenizer, Plan(1, 1, 0), range(1), group_size=1)(1)
     assert (batch.query.lengths.tolist(), batch.passage.lengths.tolist()) == ([8], [16])
+
+
+def test_a_teacher_s_scores_go_with_their_passages(tokenizer):
+    one = row(0, positives=3, negatives=5)
+    of = {text: float(number) for number, text in enumerate([*one.positives, *one.negatives])}
+    one = one._replace(positive_scores=[of[text] for text in one.positives], negative_scores=[of[text] for text in one.negatives])
+    rows = Listed([one, row(1, negatives=2)])
+    for epoch in range(6):
+        found = group(rows, one, 0, epoch, 4, seed=3)
+        assert found.scores == [of[text] for text in found.passages]
+    batch = group_batches(Listed([one]), source(), tokenizer, Plan(1, 1, 0), range(1), group_size=4, scored=True)(2)
+    assert batch.teacher.tolist() == [[of[text] for text in decoded(tokenizer, batch.passage)]]
+    with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores and neg_scores for its 2 passages, .*teacher=none$"):
+        group_batches(rows, source(), tokenizer, Plan(2, 2, 0), range(2), group_size=2, scored=True)(1)
+    without = one._replace(negatives=[], negative_scores=None)  # strangers have no scores
+    assert group(rows, without, 0, 0, 2, seed=3).scores is None
+    assert group(rows, without, 0, 0, 1, seed=3).scores is not None
+
+
+def test_equal_texts_have_equal_keys_and_others_do_not(tokenizer):
+    rows = Listed([row(0, positives=2, negatives=1), row(1, negatives=1)._replace(query=" q0 ", prompt="own ")])
+    batch = group_batches(rows, source("find "), tokenizer, Plan(2, 2, 0), range(2), group_size=2, keyed=True)(1)
+    first = batch.rows.tolist().index(0)
+    assert batch.keys.query[0] == batch.keys.query[1] == keys(["q0"])[0]
+    assert batch.keys.positives.lengths[first] == 2
+    texts = decoded(tokenizer, batch.passage)
+    assert torch.equal(batch.keys.passage, keys(texts))
+    assert set(keys(["p0a", "p0b", "p1a"]).tolist()) == set(batch.keys.positives.ids.tolist())
+    assert len(set(keys([f"text {number}" for number in range(10_000)]).tolist())) == 10_000
+
+
+def test_a_guide_reads_the_same_texts_in_its_own_tokens(tokenizer):
+    guide = train_wordpiece(["q0 p0a find"], 40, 32)
+    batch = group_batches(Listed([row(0)]), source("find "), tokenizer, Plan(1, 1, 0), range(1), group_size=1, guide=guide)(1)
+    assert [decoded(guide, each) for each in batch.guide] == [["find q0"], ["p0a"]]

@@ -218,3 +218,20 @@ def test_a_folder_without_data_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"^data\.path=.*/copy: this folder cannot be read as a data set: ") as error:
         rows.hub(str(tmp_path / "copy"), config=None, columns={"query": "query"}, **limits).rows()
     assert "\n" not in str(error.value)
+
+
+def test_a_teacher_s_scores_are_read_and_held_against_the_passages(tmp_path):
+    path = tmp_path / "r.jsonl"
+    scored = {"query": "q", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [1], "teacher": [0.5, -2.5]}
+    path.write_text(dumped([scored, {"query": "q", "pos": ["a"]}]), "utf8")
+    first, second = table(path, columns={"neg_scores": "teacher"}).take([0, 1])
+    assert (first.positive_scores, first.negative_scores) == ([1.0], [0.5, -2.5])
+    assert (second.positive_scores, second.negative_scores) == (None, None)
+    for value, words in (
+        ([0.5], r":1: 'neg_scores' has 1 scores for the 2 passages of 'neg': give one for each$"),
+        (["high", 1], r":1: 'neg_scores' must be a list of numbers, got \['high', 1\]$"),
+        ([float("nan"), 1], r":1: 'neg_scores' must hold finite numbers, got \[nan, 1\]$"),
+    ):
+        path.write_text(dumped([{**scored, "neg_scores": value}]), "utf8")
+        with pytest.raises(ValueError, match=words):
+            table(path)

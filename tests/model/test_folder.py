@@ -46,7 +46,7 @@ def ours(path, texts: list[str], max_len: int) -> torch.Tensor:
         with torch.inference_mode():
             embeddings[group] = BiEncoder(made.backbone, made.pooling, packed=False).eval()(
                 None, *pad(text, group, made.tokenizer.pad_token_id)
-            )
+            )[0]
     return embeddings
 
 

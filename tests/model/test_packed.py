@@ -45,10 +45,10 @@ def test_packed_equals_padded_with_its_gradients(kind, pooling, checkpointing):
         model = BiEncoder(deepcopy(backbone), pooling, packed=packed).train()
         if checkpointing:
             model.backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        embeddings = model([0], *chunk)
+        embeddings, _ = model([0], *chunk)
         (embeddings * aim).sum().backward()
         with torch.inference_mode():
-            assert_close(model.eval()(None, *chunk), embeddings.detach(), rtol=0, atol=2e-6)
+            assert_close(model.eval()(None, *chunk)[0], embeddings.detach(), rtol=0, atol=2e-6)
         found.append((embeddings, {name: each.grad for name, each in model.named_parameters()}))
     (expected, gradients), (ours, our_gradients) = found
     assert_close(ours, expected, rtol=0, atol=2e-6)
@@ -88,12 +88,12 @@ def test_hidden_dropout_is_replaced_and_seeded_and_checkpointing_repeats_it():
         if checkpointing:
             backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.zero_grad()
-        embeddings = model([7], ids, lengths)
+        embeddings, _ = model([7], ids, lengths)
         embeddings.square().mul(torch.arange(32)).sum().backward()
         gradients.append([embeddings, *(each.grad for each in model.parameters())])
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
-    assert not torch.allclose(model([8], ids, lengths), model([7], ids, lengths), atol=0.01)
+    assert not torch.allclose(model([8], ids, lengths)[0], model([7], ids, lengths)[0], atol=0.01)
 
 
 def test_only_encoders_known_to_keep_texts_apart_are_packed():

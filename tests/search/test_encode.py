@@ -17,7 +17,7 @@ class Letters(nn.Module):
     def forward(self, seeds, ids, mask):
         assert seeds is None
         lengths = torch.full((len(ids),), ids.shape[1]) if mask is None else mask.sum(1)
-        return torch.stack([lengths, ids[torch.arange(len(ids)), lengths - 1]], dim=1)
+        return torch.stack([lengths, ids[torch.arange(len(ids)), lengths - 1]], dim=1), None
 
 
 def tokenized(texts) -> Ragged:

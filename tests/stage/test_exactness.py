@@ -82,7 +82,7 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
 
     from bgetrain import distributed, output
     from bgetrain.engine.deepspeed import Engine
-    from bgetrain.stage import build, contrastive
+    from bgetrain.stage import contrastive, embed
 
     found: dict[str, Any] = {}
     plain_step, plain_update = Engine.step, contrastive.update_once
@@ -93,15 +93,15 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
             found["gradients"] = {name.removeprefix("backbone."): each.clone() for name, each in whole.items()}
         return plain_step(engine)
 
-    def update(cfg, engine, pad_id, world, step, batch):
+    def update(cfg, engine, pad_id, world, step, batch, guide=None):
         found.setdefault("rows", []).append(batch.rows.tolist())
-        return plain_update(cfg, engine, pad_id, world, step, batch)
+        return plain_update(cfg, engine, pad_id, world, step, batch, guide)
 
     Engine.step, contrastive.update_once = step, update
     results = []
     for number, case in enumerate(tried):
         found.clear()
-        build.can_pack = lambda backbone, device, packed=case.packed: packed
+        embed.can_pack = lambda backbone, device, packed=case.packed: packed
         cfg = configure(case, model, files[case.rows], folder / str(number))
         if world.rank == 0:
             output.claim(cfg)

@@ -76,9 +76,9 @@ def broken(world, cfg: dict[str, Any]) -> tuple[str, bool]:
 
     plain_update, plain_step, held, updates = contrastive.update_once, Engine.step, [], []
 
-    def update(cfg, engine, pad_id, world, step, batch):
+    def update(cfg, engine, pad_id, world, step, batch, guide=None):
         held.append(engine)
-        output, counts = plain_update(cfg, engine, pad_id, world, step, batch)
+        output, counts = plain_update(cfg, engine, pad_id, world, step, batch, guide)
         bad = step == 2 and world.rank == 1
         return (output._replace(loss=output.loss * float("nan")) if bad else output), counts
 
