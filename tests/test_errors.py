@@ -88,7 +88,7 @@ MISTAKES = [
     ("stage=finetune model.lora=8 model.lora_scale=0", "model.lora_scale must be a number above 0, got 0"),
     ("stage=finetune model=tiny model.lora=8", "stage=finetune has no key 'model.lora'"),
     (
-        "stage=retromae model=pretrained model.path=x data.files=[x] model.lora=8",
+        "stage=retromae model=pretrained model.path=x model.lora=8",
         "model.lora=8 trains adapters, which stage=retromae does not: use stage=pairs or stage=finetune, or model.lora=null",
     ),
     ("stage=finetune model.dropout=2", "model.dropout must be a number from 0 to 1 or null, got 2"),

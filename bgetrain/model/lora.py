@@ -1,5 +1,6 @@
 """LoRA (Hu et al. 2021, arXiv:2106.09685): small trained matrices beside frozen ones; the only file that imports peft."""
 
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,11 +78,15 @@ def merged(adapters: Adapters, trained: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save(folder: Path, adapters: Adapters, trained: dict[str, Tensor]) -> None:
-    """Writes `folder` as `peft.PeftModel.from_pretrained(encoder, folder)` reads it; arguments as for `merged`."""
+    """Writes `folder` as `peft.PeftModel.from_pretrained(encoder, folder)` reads it; all or nothing, arguments as `merged`."""
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
     # peft wraps a model twice and leaves the adapter's own name out
     plain = {f"base_model.model.{name.replace(f'.{NAME}.', '.')}": each.contiguous() for name, each in trained.items()}
-    save_file(plain, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    adapters.config.save_pretrained(folder)
+    save_file(plain, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+    adapters.config.save_pretrained(beside)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
