@@ -230,6 +230,12 @@ def check_across(cfg: dict[str, Any]) -> None:
         raise ValueError(
             "precision=bf16 with engine=zero0 would add up gradients in bf16, which loses most of them; use engine=zero1"
         )
+    rank = cfg.get("model", {}).get("lora")
+    if rank is not None and cfg["stage"]["name"] not in ("pairs", "finetune"):
+        raise ValueError(
+            f"model.lora={rank} trains adapters, which stage={cfg['stage']['name']} does not: use stage=pairs or stage=finetune, "
+            "or model.lora=null"
+        )
     if "mine" in cfg and cfg["mine"]["first"] >= cfg["mine"]["last"]:
         raise ValueError(
             f"mine.first={cfg['mine']['first']} must be below mine.last={cfg['mine']['last']}: ranks count from 0, best first"

@@ -31,8 +31,8 @@ FREE = (
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "metrics.jsonl", "train.jsonl", "result.json")
-PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
+LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json")
+PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
 def write(path: Path, text: str) -> None:
@@ -149,7 +149,7 @@ def is_free(name: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Removes what a run has written into `folder`, and nothing else."""
-    for name in ("checkpoints", "model", "tokenizer", "tensorboard", "wandb"):
+    for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl"):
         (folder / name).unlink(missing_ok=True)

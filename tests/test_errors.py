@@ -84,6 +84,13 @@ MISTAKES = [
     ("stage=finetune precision=half", "precision must be auto or fp32 or bf16 or fp16, got 'half'"),
     ("stage=finetune engine=zero0 precision=bf16", "use engine=zero1"),
     ("stage=finetune model.gradient_checkpointing=1", "model.gradient_checkpointing must be true or false, got 1"),
+    ("stage=finetune model.lora=0", "model.lora must be a whole number above 0 or null, got 0"),
+    ("stage=finetune model.lora=8 model.lora_scale=0", "model.lora_scale must be a number above 0, got 0"),
+    ("stage=finetune model=tiny model.lora=8", "stage=finetune has no key 'model.lora'"),
+    (
+        "stage=retromae model=pretrained model.path=x model.lora=8",
+        "model.lora=8 trains adapters, which stage=retromae does not: use stage=pairs or stage=finetune, or model.lora=null",
+    ),
     ("stage=finetune model.dropout=2", "model.dropout must be a number from 0 to 1 or null, got 2"),
     ("stage=finetune model.path=123", "model.path must be text, got 123; quotes make it text: 'model.path=\"123\"'"),
     ("stage=finetune output_dir=", "output_dir is empty"),

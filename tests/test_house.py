@@ -31,6 +31,7 @@ PLACES = {
     "faiss": {"search/index.py"},
     "hydra": {"cli.py", "config.py", "selection.py", "overrides.py"},
     "wandb": {"logger/wandb.py"},
+    "peft": {"model/lora.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
 LIGHT = ["cli", "config", "selection", "overrides", "target", "usage", "recipe", "output", "cluster.local", "__main__"]

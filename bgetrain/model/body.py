@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bgetrain import hub
-from bgetrain.types import NonNegativeInt, Pooling, PositiveInt, Ratio
+from bgetrain.model import lora as low_rank
+from bgetrain.types import NonNegativeInt, Pooling, PositiveFloat, PositiveInt, Ratio
 
 HEADS = ("pooler.", "cls.", "lm_head.", "head.", "decoder.", "bert.pooler.")  # not part of the encoder
 
@@ -23,6 +24,7 @@ class Body(NamedTuple):
         pooling: cls | mean | last.
         max_positions: the most tokens a text may have.
         unused: weights of the checkpoint that training leaves alone (BERT's pooler); saved as they were.
+        adapters: LoRA's, which then are all that is trained; None: the whole backbone is.
     """
 
     backbone: Any
@@ -30,6 +32,7 @@ class Body(NamedTuple):
     pooling: str
     max_positions: int
     unused: dict[str, Tensor]
+    adapters: low_rank.Adapters | None
 
 
 def pretrained(
@@ -39,6 +42,9 @@ def pretrained(
     dropout: Ratio | None,
     pooling: Literal["auto", "cls", "mean", "last"],
     gradient_checkpointing: bool,
+    lora: PositiveInt | None,
+    lora_scale: PositiveFloat,
+    lora_dropout: Ratio,
     masked_lm: bool,
     seed: NonNegativeInt,
     vocabulary: Callable[[int, int], Any],
@@ -51,12 +57,16 @@ def pretrained(
         dropout: of hidden states and attention; None: the checkpoint's.
         pooling: auto reads `path/1_Pooling/config.json`, else takes cls.
         gradient_checkpointing: recompute activations in the backward pass.
+        lora: rank of adapters on every linear layer, which are then all that is trained; None: everything is.
+        lora_scale: factor of what the adapters add, peft's alpha / rank.
+        lora_dropout: of the adapters' inputs.
         masked_lm: with the masked-LM head.
-        seed: of weights that the checkpoint lacks.
+        seed: of weights that the checkpoint lacks, and of the adapters.
         vocabulary: not used; the checkpoint has one.
 
     Raises:
-        ValueError: there is no model at `path`, it cannot be read or reached, or it lacks weights of the encoder.
+        ValueError: there is no model at `path`, it cannot be read or reached, it lacks weights of the encoder, or there
+            is no peft for `lora`.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
@@ -71,7 +81,11 @@ def pretrained(
     backbone, report = loaded(lambda: factory.from_pretrained(path, **arguments), "model.path", path)
     check_missing(path, report["missing_keys"])
     how = pooling_of(path) if pooling == "auto" else pooling
-    return finished(backbone, load_tokenizer(tokenizer or path), how, gradient_checkpointing)
+    made = finished(backbone, load_tokenizer(tokenizer or path), how, gradient_checkpointing)
+    if lora is None:
+        return made
+    adapters = low_rank.adapt(backbone, path=path, rank=lora, scale=lora_scale, dropout=lora_dropout, seed=seed)
+    return made._replace(adapters=adapters)
 
 
 def bert(
@@ -146,7 +160,7 @@ def finished(backbone: Any, tokenizer: Any, pooling: str, gradient_checkpointing
     # RoBERTa's positions start at padding_idx + 1
     offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Body(backbone, tokenizer, pooling, positions - offset, unused)
+    return Body(backbone, tokenizer, pooling, positions - offset, unused, None)
 
 
 def quiet() -> None:

@@ -20,7 +20,7 @@ from bgetrain.engine import checkpoint
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts, fit
 from bgetrain.logger import console
-from bgetrain.model import folder
+from bgetrain.model import folder, lora
 from bgetrain.model.body import Body, load_tokenizer
 from bgetrain.target import call
 from bgetrain.types import LossOutput, Source, Texts, World
@@ -58,7 +58,7 @@ def need(part: Callable[..., T] | None, opened: Source, cfg: Config, what: str, 
     return part
 
 
-def body(cfg: Config, opened: Source, *, masked_lm: bool) -> Body:
+def body(cfg: Config, opened: Source, world: World, *, masked_lm: bool) -> Body:
     """Loads or builds the model of `cfg.model`.
 
     Raises:
@@ -71,6 +71,8 @@ def body(cfg: Config, opened: Source, *, masked_lm: bool) -> Body:
             raise ValueError(f"data.{key}={cfg['data'][key]} exceeds the {made.max_positions} positions of the model")
         if cfg["data"][key] < least:
             raise ValueError(f"data.{key}={cfg['data'][key]} leaves no room beside the special tokens: {least} is the least")
+    if made.adapters and world.rank > 0:  # the frozen weights as they are now are kept for `model/`, which rank 0 writes
+        made = made._replace(adapters=made.adapters._replace(frozen={}))
     return made
 
 
@@ -185,8 +187,11 @@ def train(
 
 
 def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:
-    """Writes `model/`; all ranks call it, rank 0 writes."""
+    """Writes `model/`, and `adapter/` where adapters were trained; all ranks call it, rank 0 writes."""
     weights = {name.removeprefix(prefix): each for name, each in running.weights().items() if name.startswith(prefix)}
+    if made.adapters and world.rank == 0:
+        lora.save(Path(cfg["output_dir"]) / "adapter", made.adapters, weights)
+        weights = lora.merged(made.adapters, weights)
     write_model(cfg, made, {**weights, **made.unused}, opened, world)
 
 
@@ -212,11 +217,15 @@ def announce(cfg: Config, made: Body, running: Engine, world: World, facts: Mapp
     """States before the first step what will happen."""
     if world.rank:
         return
-    size = sum(getattr(each, "ds_numel", each.numel()) for each in running.core.module.parameters())
+    size, trained = (
+        sum(getattr(each, "ds_numel", each.numel()) for each in chosen)
+        for chosen in (running.core.module.parameters(), running.trained().values())
+    )
     shares = distributed.shares(cfg["global_batch"], world)
     split = f"{min(shares)}" if min(shares) == max(shares) else f"{min(shares)} or {max(shares)}"
+    what = f"{trained / 1e6:.1f} of {size / 1e6:.1f} M parameters trained"
     rows = {
-        "model": f"{made.backbone.config.model_type}, {size / 1e6:.1f} M parameters, pooling {made.pooling}",
+        "model": f"{made.backbone.config.model_type}, {what}, pooling {made.pooling}",
         "ranks": f"{world.size} ({world.device.type})",
         "global batch": f"{cfg['global_batch']:,}, {split} on each rank",
         **facts,

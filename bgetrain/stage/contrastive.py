@@ -35,7 +35,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     """
     source = build.source(cfg, world)
     open_rows = build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
-    rows, body = build.all_of(lambda: build.first(world, open_rows), lambda: build.body(cfg, source, masked_lm=False))
+    rows, body = build.all_of(lambda: build.first(world, open_rows), lambda: build.body(cfg, source, world, masked_lm=False))
     if cfg["global_batch"] > len(rows):
         raise ValueError(
             f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "

@@ -36,7 +36,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")
     retrieval, body = build.all_of(
-        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
+        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
     encode = embed.encoder(cfg, body, source, world)
     passages = encode(retrieval.passages, source.passage_max_len, "passages")

@@ -34,7 +34,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=jsonl, data=beir or data=pydocs")
     retrieval, body = build.all_of(
-        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, masked_lm=False)
+        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
     if cfg["mine"]["first"] >= len(retrieval.passages):
         raise ValueError(

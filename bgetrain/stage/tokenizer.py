@@ -19,6 +19,6 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         Figures for `result.json`.
     """
     source = build.source(cfg, world)
-    body = build.first(world, lambda: build.body(cfg, source, masked_lm=True))
+    body = build.first(world, lambda: build.body(cfg, source, world, masked_lm=True))
     build.write_model(cfg, body, body.backbone.state_dict(), source, world)
     return {"vocabulary": len(body.tokenizer), "parameters": body.backbone.num_parameters()}

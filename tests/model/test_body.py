@@ -20,6 +20,7 @@ from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.model import body
 
 LOAD = dict(tokenizer=None, dropout=None, pooling="auto", gradient_checkpointing=False, masked_lm=False, seed=1, vocabulary=None)
+LOAD |= dict(lora=None, lora_scale=2.0, lora_dropout=0.0)
 BUILD = dict(
     tokenizer=None, vocab_size=60, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64, max_len=48, dropout=0.3
 )
