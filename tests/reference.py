@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from loss.reference import Batch, losses
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
@@ -18,13 +19,40 @@ def embed(model, tokenizer, texts: list[str], pooling: str) -> Tensor:
     return vectors / vectors.norm(dim=1, keepdim=True)
 
 
+def batch_of(rows: list[dict], group_size: int) -> Batch:
+    """Rows as `loss.reference` has them: equal texts are equal numbers."""
+    numbers: dict[str, int] = {}
+
+    def number(text: str) -> int:
+        return numbers.setdefault(text, len(numbers))
+
+    groups = [[number(text) for text in [row["pos"][0], *row["neg"][: group_size - 1]]] for row in rows]
+    teacher = [[row["pos_scores"][0], *row["neg_scores"][: group_size - 1]] for row in rows]
+    return Batch([number(row["query"]) for row in rows], groups, [group[:1] for group in groups], torch.tensor(teacher))
+
+
+def batch_loss(query: Tensor, passage: Tensor, batch: Batch, pools: list[list[int]], options: dict) -> Tensor:
+    """The mean over queries of the loss written out."""
+    plain = {"mask_equal": False} | {key: value for key, value in options.items() if not key.startswith(("matryoshka", "tile"))}
+    widths = options.get("matryoshka", [query.shape[1]])
+    weights = options.get("matryoshka_weights", [1.0] * len(widths))
+    total = torch.zeros(())
+    for width, weight in zip(widths, weights, strict=True):
+        parts = [each[:, :width] / each[:, :width].norm(dim=1, keepdim=True) for each in (query, passage)]
+        rows, _ = losses(*parts, batch, pools, temperature=0.2, **plain)
+        total = total + weight * rows.mean()
+    return total / sum(weights)
+
+
 def train(
-    model_folder: Path, data: Path, *, group_size: int, allowed: list[Tensor], pooling: str, lr: float, clip: float
-) -> dict:
+    model_folder: Path, data: Path, *, group_size: int, pools: list[list[list[int]]], pooling: str, lr: float, clip: float,
+    options: dict,
+) -> dict:  # fmt: skip
     """SGD on all rows of `data` at once.
 
     Args:
-        allowed: for each step bool [rows, rows], True where a query may see a row's passages.
+        pools: for each step and row the rows whose passages the row's query may see.
+        options: keys of the loss that differ from InfoNCE without masks.
 
     Returns:
         losses and grad_norms of each step, gradients of the first, weights after the last; names are the backbone's.
@@ -35,12 +63,10 @@ def train(
     queries = [INSTRUCTION + row["query"] for row in rows]
     passages = [text for row in rows for text in [row["pos"][0], *row["neg"][: group_size - 1]]]
     parameters = {name: each for name, each in model.named_parameters() if not name.startswith("pooler.")}
-    losses, norms, gradients = [], [], {}
-    for seen in allowed:
-        scores = embed(model, tokenizer, queries, pooling) @ embed(model, tokenizer, passages, pooling).T / 0.2
-        scores = scores.masked_fill(~seen.repeat_interleave(group_size, dim=1), -1e9)
-        positive = scores[torch.arange(len(rows)), torch.arange(len(rows)) * group_size]
-        loss = (torch.logsumexp(scores, dim=1) - positive).mean()
+    found, norms, gradients = [], [], {}
+    for pools_of_step in pools:
+        query, passage = embed(model, tokenizer, queries, pooling), embed(model, tokenizer, passages, pooling)
+        loss = batch_loss(query, passage, batch_of(rows, group_size), pools_of_step, options)
         model.zero_grad()
         loss.backward()
         norm = torch.sqrt(sum((each.grad.double() ** 2).sum() for each in parameters.values()))
@@ -50,7 +76,7 @@ def train(
         with torch.no_grad():
             for each in parameters.values():
                 each -= lr * factor * each.grad
-        losses.append(loss.item())
+        found.append(loss.item())
         norms.append(float(norm))
     weights = {name: each.detach().clone() for name, each in model.named_parameters()}
-    return {"losses": losses, "norms": norms, "gradients": gradients, "weights": weights}
+    return {"losses": found, "norms": norms, "gradients": gradients, "weights": weights}
