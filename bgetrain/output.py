@@ -24,6 +24,7 @@ FREE = (
     "logger",
     "chunk_tokens",
     "step_mode",
+    "memory_limit",
     "engine",
     "model.gradient_checkpointing",
     "data.num_workers",

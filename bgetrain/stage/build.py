@@ -131,6 +131,11 @@ def precision(cfg: Config, world: World) -> str:
     return "bf16" if capable and zero_stage > 0 else "fp32"
 
 
+def dtype(cfg: Config, world: World) -> torch.dtype:
+    """Of the forward pass."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
+
+
 def plan(cfg: Config, num_rows: int, world: World) -> tuple[Plan, int]:
     """The order of the data and the number of steps.
 
@@ -231,8 +236,7 @@ def announce(cfg: Config, made: Body, running: Engine, world: World, facts: Mapp
 
 def encoder(cfg: Config, made: Body, opened: Source, world: World) -> Callable[[list[str], int, str], np.ndarray]:
     """A function (texts, max_len, description) -> fp32 [N, D] that embeds with the model as it is, over all ranks."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
-    module = BiEncoder(made.backbone, made.pooling).to(world.device, dtype).eval()
+    module = BiEncoder(made.backbone, made.pooling).to(world.device, dtype(cfg, world)).eval()
 
     def embed(texts: list[str], max_len: int, description: str) -> np.ndarray:
         shown = console.track(description, len(texts)) if world.rank == 0 else contextlib.nullcontext(lambda _: None)

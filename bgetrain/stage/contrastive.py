@@ -10,6 +10,7 @@ from torch import Tensor
 from bgetrain import distributed
 from bgetrain.data import groups
 from bgetrain.data.tokenize import cut, join, pad
+from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts
@@ -46,13 +47,20 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     plan, total_steps = build.plan(cfg, len(rows), world)
     part = distributed.share(cfg["global_batch"], world)
     batch_at = groups.group_batches(rows, source, body.tokenizer, plan, part, group_size=cfg["group_size"])
-    engine, schedule = build.engine(cfg, BiEncoder(body.backbone, body.pooling), world)
-    update = partial(update_once, cfg, engine, body.tokenizer.pad_token_id, world)
+    module = BiEncoder(body.backbone, body.pooling).train()
+    longest = max(source.query_max_len, source.passage_max_len)
+    measured = cfg["step_mode"] == "auto"
+    footprint = memory.measure(module, dtype=build.dtype(cfg, world), max_len=longest, world=world) if measured else None
+    engine, schedule = build.engine(cfg, module, world)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
+    budget = memory.plan(cfg["step_mode"], cfg["memory_limit"], footprint, engine)
+    update = partial(update_once, cfg, engine, body.tokenizer.pad_token_id, budget, world)
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
-    batch, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
-    tokens = int(batch.query.lengths.sum() + batch.passage.lengths.sum())
+    first, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
+    lengths = torch.cat([first.query.lengths, first.passage.lengths])
+    shapes = [(len(group), int(lengths[group].max())) for group in cut(lengths, cfg["chunk_tokens"])]
+    mode, _, reason = memory.agree(budget, shapes, world)
     build.announce(
         cfg,
         body,
@@ -61,8 +69,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         {
             "data": f"{len(rows):,} rows of {source.name}",
             "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
-            "tokens per step": f"about {tokens * cfg['global_batch'] // len(part):,}",
-            "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs), {cfg['step_mode']}",
+            "tokens per step": f"about {int(lengths.sum()) * cfg['global_batch'] // len(part):,}",
+            "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs)",
+            "step mode": f"{mode}: {reason}" if reason else mode,
         },
     )
     figures = build.train(cfg, engine, batch_at, update, range(first_step, total_steps + 1), schedule, log, world)
@@ -71,14 +80,15 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
 
 
 def update_once(
-    cfg: Mapping[str, Any], engine: Engine, pad_id: int, world: World, step: int, batch: GroupBatch
+    cfg: Mapping[str, Any], engine: Engine, pad_id: int, budget: memory.Budget, world: World, step: int, batch: GroupBatch
 ) -> tuple[LossOutput, Counts]:
     """One step's loss and gradient, that of one process on the whole global batch."""
     text = join(batch.query, batch.passage)
     groups_of_texts = cut(text.lengths, cfg["chunk_tokens"])
     # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
-    missing = distributed.max_over_ranks(len(groups_of_texts), world) - len(groups_of_texts)
-    chunks = [pad(text, group, pad_id) for group in [*groups_of_texts, *[torch.tensor([0])] * missing]]
+    chunks = [pad(text, group, pad_id) for group in groups_of_texts]
+    mode, most, _ = memory.agree(budget, [chunk.ids.shape for chunk in chunks], world)
+    chunks += [pad(text, torch.tensor([0]), pad_id)] * (most - len(chunks))
     order = torch.cat(groups_of_texts)
     place = torch.empty_like(order)
     place[order] = torch.arange(len(order))
@@ -96,7 +106,7 @@ def update_once(
         )
         return LossOutput(output.loss + 0.0 * embeddings[len(place) :].sum(), output.metrics)
 
-    take = {"single": single_step, "cached": cached_step}[cfg["step_mode"]]
+    take = {"single": single_step, "cached": cached_step}[mode]
     tensors = [(build.on_device(chunk.ids, world), build.on_device(chunk.mask, world)) for chunk in chunks]
     output = take(engine, tensors, chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
     return output, Counts(num_queries, int(text.lengths.sum()), sum(chunk.ids.numel() for chunk in chunks))

@@ -74,11 +74,11 @@ def broken(world, cfg: dict[str, Any]) -> tuple[str, bool]:
     from bgetrain.engine.deepspeed import Engine
     from bgetrain.stage import contrastive
 
-    plain_update, plain_step, held, updates = contrastive.update_once, Engine.step, [], []
+    plain_update, plain_step, updates = contrastive.update_once, Engine.step, []
 
-    def update(cfg, engine, pad_id, world, step, batch):
-        held.append(engine)
-        output, counts = plain_update(cfg, engine, pad_id, world, step, batch)
+    def update(*arguments):
+        step = arguments[-2]
+        output, counts = plain_update(*arguments)
         bad = step == 2 and world.rank == 1
         return (output._replace(loss=output.loss * float("nan")) if bad else output), counts
 
@@ -107,3 +107,51 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_step_and_ra
     alone, other = spawn(2, broken, cfg)
     assert other == ("loss is not finite at step 2 on rank 1: nan", True)
     assert alone[1]
+
+
+def chosen(world, cfgs: list[dict[str, Any]], limits: list[list[int] | None]) -> list[tuple[list[str], str]]:
+    """The modes of each run's steps, and what was announced; `limits` in bytes for each rank, in place of the config's."""
+    from bgetrain.engine import memory
+    from bgetrain.logger import console
+    from bgetrain.stage import contrastive
+
+    taken, said = [], []
+    plain_plan = memory.plan
+    console.show = lambda title, rows: said.append(rows["step mode"])
+    for name in ("single_step", "cached_step"):
+        step = getattr(contrastive, name)
+        setattr(contrastive, name, lambda *each, step=step, name=name: taken.append(name) or step(*each))
+    found = []
+    for cfg, limit in zip(cfgs, limits, strict=True):
+        memory.plan = lambda *each, limit=limit: plain_plan(*each)._replace(**({"limit": limit[world.rank]} if limit else {}))
+        taken.clear()
+        run(world, cfg)
+        found.append((list(taken), said.pop() if world.rank == 0 else ""))
+    return found
+
+
+def test_auto_takes_what_fits_on_every_rank_and_either_way_gives_the_same_weights(spawn, model_folder, beir_folder, tmp_path):
+    """At ZeRO-2 and 3, where ranks that disagreed would hang; weights of both modes within 1e-6."""
+    from safetensors.torch import load_file
+    from torch.testing import assert_close
+
+    cfgs, limits, expected = [], [], []
+    for zero in (2, 3):
+        for limit, mode in ((1e-6, "cached"), (100, "single"), ([10**12, 10], "cached"), (None, "single")):
+            changes = {"step_mode": "auto", "engine": f"zero{zero}", "model.dropout": 0, "total_steps": 2}
+            if isinstance(limit, float | int):
+                changes["memory_limit"] = limit
+            cfgs.append(configure(model_folder, beir_folder, tmp_path / str(len(cfgs)), **changes))
+            limits.append(limit if isinstance(limit, list) else None)
+            expected.append(mode)
+    ranks = spawn(2, chosen, cfgs, limits)
+    for number, mode in enumerate(expected):
+        assert all(rank[number][0] == [f"{mode}_step"] * 2 for rank in ranks), number
+    said = [words for _, words in ranks[0]]
+    assert said[0].startswith("cached: single would keep 0.000")
+    assert said[0].endswith("GB of activations, 1e-06 GB are allowed by memory_limit")
+    assert said[1].startswith("single: single keeps 0.000")
+    assert said[3].endswith("GB are free (80% of what DeepSpeed leaves)")
+    weights = [load_file(Path(cfg["output_dir"]) / "model" / "model.safetensors") for cfg in cfgs]
+    for other in weights[1:]:
+        assert_close(other, weights[0], rtol=0, atol=1e-6)
