@@ -207,10 +207,13 @@ class LossOutput(NamedTuple):
         loss: fp32 scalar, the sum over this rank's rows divided by the count of all ranks' rows, so that
             adding losses (or gradients) of all ranks gives the mean over the global batch.
         metrics: fp32 scalars in the same form: their sum over ranks is the figure of the global batch.
+        faults: bool or uint8 [B], above 0 for the queries to blame where the loss is not finite, the higher the nearer
+            to the cause: those with the highest of all ranks are named. None: the loss cannot tell.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    faults: Tensor | None = None
 
 
 class TrainState(NamedTuple):

@@ -28,7 +28,7 @@ def single_step(
     """
     output = loss(engine.forward(list(seeds), *(tensor for chunk in chunks for tensor in chunk)))
     engine.backward(output.loss, last=True)
-    return LossOutput(output.loss.detach(), output.metrics)
+    return output._replace(loss=output.loss.detach())
 
 
 def cached_step(
@@ -49,7 +49,7 @@ def cached_step(
     for number in reversed(range(len(chunks))):
         embeddings = engine.forward([seeds[number]], *chunks[number])
         engine.backward((embeddings * gradients[number]).sum(), last=number == 0)
-    return LossOutput(output.loss.detach(), output.metrics)
+    return output._replace(loss=output.loss.detach())
 
 
 def summed_step(engine: Engine, num_chunks: int, loss: Callable[[int], LossOutput]) -> LossOutput:

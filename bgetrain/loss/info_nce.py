@@ -32,6 +32,7 @@ def info_nce(
     Returns:
         loss: sum over this rank's queries / queries of all ranks; summing gradients over ranks gives the full-batch gradient.
         metrics: accuracy, the share of queries whose positive scores highest, in the same form.
+        faults: queries whose own loss is not finite.
     """
     total = sum(counts)
     if len(query) * total == 0 or len(passage) % len(query):
@@ -48,7 +49,7 @@ def info_nce(
             first = sum(counts[: world.rank])
         scores = query @ candidates.T  # [B, P]
         targets = (first + own) * group_size
-    loss = F.cross_entropy(scores / temperature, targets, reduction="sum") / total
+    losses = F.cross_entropy(scores / temperature, targets, reduction="none")  # [B]
     with torch.no_grad():
         hits = (scores.argmax(1) == targets).sum() / total
-    return LossOutput(loss, {"accuracy": hits})
+    return LossOutput(losses.sum() / total, {"accuracy": hits}, ~losses.detach().isfinite())

@@ -175,6 +175,7 @@ def train(
     schedule: Callable[[int, int], float],
     log: Callable[[int, dict[str, float]], None],
     world: World,
+    describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, float]:
     """`fit` with the keys that every training stage has; returns the last figures logged."""
     return fit(
@@ -189,6 +190,7 @@ def train(
         save_every=cfg["save_every"],
         output_dir=cfg["output_dir"],
         world=world,
+        describe=describe,
     )
 
 

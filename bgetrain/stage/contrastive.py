@@ -18,7 +18,7 @@ from bgetrain.logger import console
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.stage import build
 from bgetrain.target import call
-from bgetrain.types import GroupBatch, LossOutput, World
+from bgetrain.types import GroupBatch, LossOutput, Rows, World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             "step mode": f"{mode}: {reason}" if reason else mode,
         },
     )
-    figures = build.train(cfg, engine, batch_at, update, range(first_step, total_steps + 1), schedule, log, world)
+    steps, describe = range(first_step, total_steps + 1), partial(described, rows)
+    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": total_steps, "rows": len(rows), "training": figures}
 
@@ -104,12 +105,38 @@ def update_once(
             counts=distributed.shares(cfg["global_batch"], world),
             world=world,
         )
-        return LossOutput(output.loss + 0.0 * embeddings[len(place) :].sum(), output.metrics)
+        unused = torch.nan_to_num(embeddings[len(place) :], 0.0, 0.0, 0.0)  # a repeated text's fault is its own row's
+        return output._replace(loss=output.loss + 0.0 * unused.sum(), faults=blame(in_order, num_queries, output.faults))
 
     take = {"single": single_step, "cached": cached_step}[mode]
     tensors = [(build.on_device(chunk.ids, world), build.on_device(chunk.mask, world)) for chunk in chunks]
     output = take(engine, tensors, chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
     return output, Counts(num_queries, int(text.lengths.sum()), sum(chunk.ids.numel() for chunk in chunks))
+
+
+def blame(embeddings: Tensor, num_queries: int, faults: Tensor | None) -> Tensor:
+    """Grades queries for a loss that is not finite: 2 where an embedding of their own is not, 1 where their loss is not.
+
+    Args:
+        embeddings: [B + B * G, D], queries first.
+        num_queries: B.
+        faults: bool [B], as the loss has it.
+
+    Returns:
+        uint8 [B], on the device.
+    """
+    finite = embeddings.detach().isfinite().all(1)
+    own = finite[:num_queries] & finite[num_queries:].view(num_queries, -1).all(1)
+    return torch.maximum(2 * (~own).byte(), torch.zeros_like(own).byte() if faults is None else faults.byte())
+
+
+def described(rows: Rows, batch: GroupBatch, places: list[int]) -> list[dict[str, Any]]:
+    """The rows of the data set at `places` of a batch, as people look for them."""
+    numbers = batch.rows[places].tolist()
+    return [
+        {"where": rows.where(number), "query": row.query, "pos": list(row.positives), "neg": list(row.negatives)}
+        for number, row in zip(numbers, rows.take(numbers), strict=True)
+    ]
 
 
 def probe(engine: Engine, batch: GroupBatch, world: World) -> Tensor:
