@@ -224,12 +224,14 @@ class TrainState(NamedTuple):
         parameters: name -> fp32 tensor, whole.
         moments: name -> {state name -> fp32 tensor, whole}.
         counters: optimizer scalars such as AdamW's step count, name -> value.
+        scaler: fp16's loss scale, its counters, and the updates skipped; None in another precision.
     """
 
     step: int
     parameters: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     counters: dict[str, float]
+    scaler: dict[str, float] | None = None
 
 
 class Log(Protocol):

@@ -94,7 +94,9 @@ def fit(
                 raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
             window.add(output, counts, norm)
             if step % log_every == 0 or step in (total_steps, first_step) or stop:
-                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch}
+                skipped = engine.skipped_steps()
+                counted = {} if skipped is None else {"skipped_steps": float(skipped)}
+                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **counted}
                 log(step, logged)
             if step % save_every == 0 or stop or step == total_steps:
                 save(engine, folder, step, world)
