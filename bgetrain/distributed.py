@@ -109,11 +109,16 @@ def sum_over_ranks(values: Tensor, world: World) -> Tensor:
 
 def max_over_ranks(value: int, world: World) -> int:
     """The largest `value` of any rank, exchanged between hosts without waiting for the GPUs."""
+    return max_of_each([value], world)[0]
+
+
+def max_of_each(values: Sequence[int], world: World) -> list[int]:
+    """As `max_over_ranks` for several values in one exchange; the same number of them on every rank."""
     if world.size == 1:
-        return value
-    largest = torch.tensor(value, dtype=torch.int64)
+        return list(values)
+    largest = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return [int(value) for value in largest]
 
 
 def gather_arrays(array: np.ndarray, world: World) -> np.ndarray:

@@ -253,10 +253,13 @@ class LossOutput(NamedTuple):
         loss: fp32 scalar, the sum over this rank's rows divided by the count of all ranks' rows, so that
             adding losses (or gradients) of all ranks gives the mean over the global batch.
         metrics: fp32 scalars in the same form: their sum over ranks is the figure of the global batch.
+        faults: bool or uint8 [B], above 0 for the queries to blame where the loss is not finite, the higher the nearer
+            to the cause: those with the highest of all ranks are named. None: the loss cannot tell.
     """
 
     loss: Tensor
     metrics: dict[str, Tensor]
+    faults: Tensor | None = None
 
 
 class TrainState(NamedTuple):
@@ -267,12 +270,14 @@ class TrainState(NamedTuple):
         parameters: name -> fp32 tensor, whole.
         moments: name -> {state name -> fp32 tensor, whole}.
         counters: optimizer scalars such as AdamW's step count, name -> value.
+        scaler: fp16's loss scale, its counters, and the updates skipped; None in another precision.
     """
 
     step: int
     parameters: dict[str, Tensor]
     moments: dict[str, dict[str, Tensor]]
     counters: dict[str, float]
+    scaler: dict[str, float] | None = None
 
 
 class Log(Protocol):

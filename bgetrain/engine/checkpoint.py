@@ -27,7 +27,7 @@ def save(folder: Path, state: TrainState, *, keep: int) -> Path:
     save_file(state.parameters, beside / "parameters.safetensors")
     moments = {f"{name}/{key}": value for name, held in state.moments.items() for key, value in held.items()}
     save_file(moments, beside / "optimizer.safetensors")
-    facts = {"step": state.step, "counters": state.counters}
+    facts = {"step": state.step, "counters": state.counters, "scaler": state.scaler}
     (beside / "state.json").write_text(json.dumps(facts), "utf8")
     shutil.rmtree(final, ignore_errors=True)
     beside.rename(final)
@@ -75,4 +75,4 @@ def load_latest(folder: Path) -> TrainState | None:
         moments.setdefault(parameter, {})[key] = value
     parameters = load_file(place / "parameters.safetensors")
     moments = {name: moments.get(name, {}) for name in parameters}
-    return TrainState(facts["step"], parameters, moments, facts["counters"])
+    return TrainState(facts["step"], parameters, moments, facts["counters"], facts.get("scaler"))

@@ -10,6 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from bgetrain.engine import scaler
 from bgetrain.types import NonNegativeFloat, TrainState, World
 
 logging.disable(logging.WARNING)  # importing deepspeed warns that a CPU is a CPU
@@ -77,6 +78,10 @@ class Engine:
             return 0.0
         return float(self.core.get_global_grad_norm() if norm is None else norm)
 
+    def skipped_steps(self) -> int | None:
+        """Updates that fp16's loss scaler has skipped since the run began; None in another precision."""
+        return int(self.core.skipped_steps) if self.core.fp16_enabled() else None
+
     def set_rate(self, factor: float) -> None:
         """Sets the learning rate to `factor` times its peak; `rate` tells it."""
         for group, peak in zip(self.core.optimizer.param_groups, self.peaks, strict=True):
@@ -101,7 +106,8 @@ class Engine:
         held: dict[str, Any] = next(iter(inner.state.values()), {})
         counters = {name: float(value) for name, value in held.items() if is_counter(value)}
         names = moment_names(inner)
-        link_states(self.core.optimizer)
+        if names:  # there are none where fp16 has skipped every update so far
+            link_states(self.core.optimizer)
         moments = {}
         for name, each in self.trained().items():
             if self.zero_stage == 0:
@@ -109,7 +115,7 @@ class Engine:
             else:
                 whole = {key: safe_get_full_optimizer_state(each, key) for key in names}
             moments[name] = {key: value.detach().float().cpu().clone().view(shape_of(each)) for key, value in whole.items()}
-        return TrainState(step, self.weights(), moments, counters)
+        return TrainState(step, self.weights(), moments, counters, scaler.read(self.core))
 
     def load(self, state: TrainState, probe: Callable[[], Tensor]) -> None:
         """Takes over a state saved under any world size and ZeRO stage.
@@ -134,7 +140,8 @@ class Engine:
         inner = inner_optimizer(self.core.optimizer)
         link_states(self.core.optimizer)
         saved = sorted({key for held in state.moments.values() for key in held})
-        if saved != sorted(moment_names(inner)):
+        skipped_all = not saved and state.scaler is not None
+        if saved != sorted(moment_names(inner)) and not skipped_all:
             raise ValueError(
                 f"the checkpoint of step {state.step} holds the optimizer states {saved}, but this optimizer has "
                 f"{sorted(moment_names(inner))}: use the same optim= as before, or resume=never"
@@ -151,6 +158,9 @@ class Engine:
         for held in inner.state.values():
             for key, count in state.counters.items():
                 held[key] = torch.full_like(held[key], count) if isinstance(held.get(key), Tensor) else count
+            if skipped_all:  # as before the first update: the step above has moved the counters on, and left zeros
+                held.update({key: value * 0 for key, value in held.items() if is_counter(value)})
+        scaler.write(self.core, state.scaler)
 
     def check(self, state: TrainState) -> None:
         """Holds names and shapes of a state against the module.

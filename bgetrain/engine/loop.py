@@ -1,18 +1,21 @@
 """The only training loop."""
 
 import contextlib
+import json
 import math
 import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from bgetrain.distributed import max_over_ranks, sum_over_ranks
+from bgetrain.distributed import gather_arrays, max_of_each, max_over_ranks, sum_over_ranks
 from bgetrain.engine import checkpoint
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.types import Interrupted, LossOutput, World
@@ -47,6 +50,7 @@ def fit(
     save_every: int,
     output_dir: str,
     world: World,
+    describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, float]:
     """Trains from `first_step` to `total_steps`.
 
@@ -60,14 +64,15 @@ def fit(
         log: called on rank 0 every `log_every` steps and at the end.
         log_every: steps.
         save_every: steps between checkpoints.
-        output_dir: receives `checkpoints/`.
+        output_dir: receives `checkpoints/`, and `nonfinite/` where a loss is not finite.
         world: all ranks.
+        describe: (batch, places of queries in it) -> what to write of rows at fault; None: they cannot be told.
 
     Returns:
         The last logged metrics.
 
     Raises:
-        FloatingPointError: a loss that is not finite; nothing was updated by it.
+        FloatingPointError: a loss that is not finite, on all ranks alike; nothing was updated by it.
         Interrupted: asked to stop; the step in hand is done and saved.
     """
     folder = Path(output_dir) / "checkpoints"
@@ -79,21 +84,54 @@ def fit(
             engine.set_rate(schedule(step, total_steps))
             rate = engine.rate()
             output, counts = update(step, batch)
-            if not math.isfinite(float(output.loss)):
-                raise FloatingPointError(f"loss is not finite at step {step} on rank {world.rank}: {float(output.loss)}")
+            # one exchange for both, before the update: a rank that left alone would let the others hang
+            stop, broken = max_of_each([int(asked.is_set()), int(not math.isfinite(float(output.loss)))], world)
+            if broken:
+                rows = None if describe is None else partial(describe, batch)
+                raise FloatingPointError(report(output, rows, step, Path(output_dir) / "nonfinite", world))
             norm = engine.step()
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
             window.add(output, counts, norm)
-            stop = max_over_ranks(int(asked.is_set()), world)
             if step % log_every == 0 or step in (total_steps, first_step) or stop:
-                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch}
+                skipped = engine.skipped_steps()
+                counted = {} if skipped is None else {"skipped_steps": float(skipped)}
+                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **counted}
                 log(step, logged)
             if step % save_every == 0 or stop or step == total_steps:
                 save(engine, folder, step, world)
             if stop and step < total_steps:
                 raise Interrupted(f"interrupted, step {step} of {total_steps} is saved in {folder}")
     return logged
+
+
+def report(
+    output: LossOutput, describe: Callable[[list[int]], list[dict[str, Any]]] | None, step: int, folder: Path, world: World
+) -> str:
+    """Writes this rank's rows that made the loss of a step not finite to `folder`; returns a line, the same on every rank.
+
+    Args:
+        output: of this rank.
+        describe: (places of queries in this rank's batch) -> what to write of each.
+        step: of all ranks.
+        folder: receives `step_N.rank_R.jsonl`.
+        world: all ranks; every one calls this.
+    """
+    faults = torch.zeros(0, dtype=torch.uint8) if output.faults is None or describe is None else output.faults.byte().cpu()
+    grade = max_over_ranks(int(faults.max()) if len(faults) else 0, world)
+    places = (faults == grade).nonzero()[:, 0].tolist() if grade else []
+    if places and describe is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in describe(places))
+        (folder / f"step_{step}.rank_{world.rank}.jsonl").write_text(lines, "utf8")
+    found = gather_arrays(np.array([[float(output.loss), len(places)]]), world)
+    ranks = np.flatnonzero(found[:, 1] if grade else ~np.isfinite(found[:, 0])).tolist()
+    words = f"loss is not finite at step {step} on rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+    count = int(found[:, 1].sum())
+    if not count:
+        return f"{words}: {found[ranks[0], 0]}"
+    files = str(folder / f"step_{step}.rank_{ranks[0] if len(ranks) == 1 else '*'}.jsonl")
+    return f"{words}: {found[~np.isfinite(found[:, 0]), 0][0]}, by {count} row{'s' * (count > 1)}, written to {files}"
 
 
 def save(engine: Engine, folder: Path, step: int, world: World) -> None:

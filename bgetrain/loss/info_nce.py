@@ -74,6 +74,7 @@ def info_nce(
         metrics: `accuracy`, the share of queries whose positive scores highest, in the same form; `masked_negatives`, how
             many (query, passage) pairs were taken out; both at the widest part. The parts of the loss where there are several,
             and the temperature where it is learnt.
+        faults: queries whose own loss is not finite.
 
     Raises:
         ValueError: embeddings, widths or a teacher's scores that do not fit each other.
@@ -98,9 +99,11 @@ def info_nce(
     weights = list(matryoshka_weights) or [1.0] * len(widths)
     loss = contrast.query.new_zeros(())
     metrics: dict[str, Tensor] = {}
+    faults: Tensor | None = None
     for width, weight in sorted(zip(widths, weights, strict=True)):
         parts, figures = score(own.at(width), pool.at(width), scoring, teacher_temperature=teacher_temperature)
         rows = contrastive_weight * parts["contrastive_loss"] + teacher_weight * parts.get("teacher_loss", 0.0)
+        faults = ~rows.detach().isfinite() if faults is None else faults | ~rows.detach().isfinite()
         loss = loss + rows.sum() * (weight / sum(weights) / total)
         metrics |= figures | {name: part.detach().sum() / total for name, part in parts.items() if len(parts) > 1}
         if matryoshka:
@@ -108,7 +111,7 @@ def info_nce(
     metrics["accuracy"] = metrics["accuracy"] / total
     if learnable_temperature:
         metrics["temperature"] = 1 / scale.detach().squeeze() / world.size
-    return LossOutput(loss, metrics)
+    return LossOutput(loss, metrics, faults)
 
 
 def at_width(

@@ -130,6 +130,11 @@ def precision(cfg: Config, world: World) -> str:
     return "bf16" if capable and zero_stage > 0 else "fp32"
 
 
+def dtype(cfg: Config, world: World) -> torch.dtype:
+    """Of the forward pass."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
+
+
 def plan(cfg: Config, num_rows: int, world: World) -> tuple[Plan, int]:
     """The order of the data and the number of steps.
 
@@ -169,6 +174,7 @@ def train(
     schedule: Callable[[int, int], float],
     log: Callable[[int, dict[str, float]], None],
     world: World,
+    describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, float]:
     """`fit` with the keys that every training stage has; returns the last figures logged."""
     return fit(
@@ -183,6 +189,7 @@ def train(
         save_every=cfg["save_every"],
         output_dir=cfg["output_dir"],
         world=world,
+        describe=describe,
     )
 
 

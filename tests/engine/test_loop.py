@@ -33,6 +33,9 @@ class Counter:
     def rate(self):
         return 2.0 * self.rates[-1]
 
+    def skipped_steps(self):
+        return None
+
     def step(self):
         self.updates += 1
         return float(self.updates)

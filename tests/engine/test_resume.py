@@ -44,10 +44,10 @@ def run(world, cfg: Any, stop_after: int | None) -> list[tuple[int, float, float
     seen = []
     plain = contrastive.update_once
 
-    def update(cfg, engine, pad_id, world, step, batch):
-        if step == stop_after:
+    def update(*arguments):
+        if arguments[-2] == stop_after:
             signal.raise_signal(signal.SIGINT)
-        return plain(cfg, engine, pad_id, world, step, batch)
+        return plain(*arguments)
 
     contrastive.update_once = update
     try:

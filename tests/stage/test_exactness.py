@@ -105,9 +105,9 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
             found["gradients"] = {name.removeprefix("backbone."): each.clone() for name, each in whole.items()}
         return plain_step(engine)
 
-    def update(cfg, engine, pad_id, world, step, batch, guide=None):
-        found.setdefault("rows", []).append(batch.rows.tolist())
-        return plain_update(cfg, engine, pad_id, world, step, batch, guide)
+    def update(*arguments):
+        found.setdefault("rows", []).append(arguments[-1].rows.tolist())
+        return plain_update(*arguments)
 
     Engine.step, contrastive.update_once = step, update
     results = []
