@@ -161,7 +161,7 @@ def contrastive(own: Sides, pool: Sides, group: Grouped, scoring: Scoring, forwa
 
 def factor(contrast: Contrast, temperature: float) -> Tensor:
     """What similarities are multiplied by, fp32 [1]."""
-    fixed = contrast.query.new_full((1,), 1 / temperature)
+    fixed = contrast.query.new_ones(1) / temperature
     if contrast.shift is None:
         return fixed
     scale = fixed * contrast.shift.float().exp()

@@ -75,7 +75,7 @@ def run(world, cfg: dict[str, Any], stop_after: int | None = None) -> dict[str, 
     def step(engine):
         whole = {name: safe_get_full_grad(each) for name, each in engine.trained().items()}
         found["gradients"].append({name.removeprefix("backbone."): each.clone() for name, each in whole.items()})
-        if len(found["gradients"]) == stop_after:
+        if len(found["gradients"]) + 1 == stop_after:  # seen in the next step, which is then the last
             signal.raise_signal(signal.SIGINT)
         return plain_step(engine)
 
@@ -177,7 +177,7 @@ def test_adapters_train_as_peft_trains_them_in_one_process_at_every_zero_stage_a
         if case.precision == "fp32":
             assert [each["loss"] for each in found["logged"]] == pytest.approx(reference["losses"], rel=1e-5), case
             for step in range(STEPS):
-                close(found["gradients"][step], reference["gradients"][step], (case, step), relative=1e-5, absolute=1e-8)
+                close(found["gradients"][step], reference["gradients"][step], (case, step), relative=1e-5, absolute=5e-8)
             close(ours, reference["weights"], case, relative=0, absolute=1e-6)
         counts = sum(each.numel() for each in ours.values()) / 1e6, reference["total"] / 1e6
         assert f"{counts[0]:.1f} of {counts[1]:.1f} M parameters trained" in found["model"]
