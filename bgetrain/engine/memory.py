@@ -250,6 +250,16 @@ def free_bytes(world: World) -> int:
     return host_bytes(Path("/")) // world.local_size
 
 
+def peak_bytes(world: World) -> int:
+    """The most memory that this rank has held so far: of its GPU, or resident on a CPU; 0 where it is not known."""
+    if world.device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(world.device))
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+
+
 def host_bytes(root: Path) -> int:
     """MemAvailable, or what the control groups of this process leave where that is less; 0 where it is not known.
 

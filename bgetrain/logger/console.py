@@ -186,11 +186,13 @@ def _figures(metrics: Mapping[str, float]) -> list[str]:
     parts += [f"{rate:,.{0 if rate >= 10 else 2}f} {unit}" for rate, unit in rates]
     if "padding_ratio" in metrics:
         parts.append(f"padding {100 * metrics['padding_ratio']:.0f} %")
+    if "memory_gb" in metrics:
+        parts.append(f"{metrics['memory_gb']:.2f} GB")
     return parts
 
 
 def _is_known(name: str) -> bool:
-    return name in ("grad_norm", "padding_ratio", "seconds_left", *UNITS) or name == "loss" or name.endswith("_loss")
+    return name in ("grad_norm", "padding_ratio", "memory_gb", "seconds_left", *UNITS) or name == "loss" or name.endswith("_loss")
 
 
 def _pad(text: str, width: int, left: bool = True) -> str:

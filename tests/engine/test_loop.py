@@ -1,5 +1,6 @@
 """The training loop: interrupts, batches made ahead, and what it logs."""
 
+import resource
 import signal
 import subprocess
 import sys
@@ -64,6 +65,8 @@ def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path):
     assert [line["grad_norm"] for line in lines.values()] == [1.0, 4.0, 8.0, 10.0]
     assert [line["lr"] for line in lines.values()] == pytest.approx([0.2, 0.8, 1.6, 2.0])
     assert all((line["padding_ratio"], line["accuracy"]) == (0.5, 0.5) for line in lines.values())
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    assert all(line["memory_gb"] == pytest.approx(own, rel=0.1) for line in lines.values())
     assert all(line["tokens_per_second"] == pytest.approx(5 * line["queries_per_second"]) for line in lines.values())
     assert [line["epoch"] for line in lines.values()] == [0.1, 0.4, 0.8, 1.0]
     assert last == lines[10]
