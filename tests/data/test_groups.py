@@ -162,7 +162,7 @@ def test_queries_and_passages_are_cut_at_their_own_lengths(tokenizer):
 
 
 def test_a_teacher_s_scores_go_with_their_passages(tokenizer):
-    one = row(0, positives=3, negatives=5)
+    one = row(0, positives=3, negatives=3)
     of = {text: float(number) for number, text in enumerate([*one.positives, *one.negatives])}
     one = one._replace(positive_scores=[of[text] for text in one.positives], negative_scores=[of[text] for text in one.negatives])
     rows = Listed([one, row(1, negatives=2)])
