@@ -10,6 +10,7 @@ ones only its fastest and its fastest memory-bounded setting run. Markdown goes 
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
@@ -28,6 +29,7 @@ WARM, AHEAD = 1, 3  # steps before the timed ones; steps that the fastest reader
 
 
 def main() -> None:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the runs have it; before torch is loaded
     options = arguments()
     options.output.mkdir(parents=True, exist_ok=True)
     peers_python = environment.python()
@@ -47,7 +49,7 @@ def main() -> None:
         layers, width = map(int, size.split("x"))
         chosen = [each for each in candidates(options) if not options.only or each.framework in options.only]
         for number, batch in enumerate(batches):
-            cell = compare(options, peers_python, chosen, layers, width, batch)
+            cell = compare(options, peers_python, chosen, layers, width, batch, 1)
             record["cells"].append(cell)
             (options.output / "contrastive.json").write_text(json.dumps(record, indent=1), "utf8")
             report(cell)
@@ -109,7 +111,7 @@ def compare(
     amount = prepare.rows(rows, pairs, tokenizer, number=batch, max_lens=lens, group_size=group_size)
     work = Work(model, rows, batch, group_size, *lens, steps=WARM + options.steps + AHEAD)
     limits = Limits(int(options.memory_limit_gb * 1e9), options.time_limit, options.threads)
-    rate = matmul_rate(width, options.threads)
+    rates = [matmul_rate(width, options.threads)]
     needed = operations(amount, layers, width, batch, group_size)
     results: list[dict[str, Any]] = [{"framework": each.framework, "setting": each.name, "runs": []} for each in chosen]
     for turn in range(options.rounds):
@@ -119,23 +121,25 @@ def compare(
             print(f"{layers}x{width} batch {batch}: {setting.framework} {setting.name}", file=sys.stderr, flush=True)
             log = folder / f"{name}.log"
             outcome = watch(words, lines, log, steps=WARM + options.steps, limits=limits, paths=paths(setting))
-            result["runs"].append({"command": words, **outcome._asdict(), "log": str(log)})
+            result["runs"].append({"command": words, **outcome._asdict(), "log": str(log), "load": os.getloadavg()[0]})
+    rates.append(matmul_rate(width, options.threads))
     for result in results:
-        summarise(result, batch, needed["all"], rate)
+        summarise(result, batch, needed["all"], max(rates))
     return {
         "layers": layers,
         "width": width,
         "batch": batch,
         "amount": amount._asdict(),
         "operations": needed,
-        "matmul_rate": rate,
+        "matmul_rate": max(rates),
+        "matmul_rates": rates,  # before and after the runs; far apart where somebody else used the machine
         "results": results,
     }
 
 
 def summarise(result: dict[str, Any], batch: int, needed: float, rate: float) -> None:
     """Medians over the timed steps of all rounds; bgetrain's own log is read into the peers' words."""
-    timed = [line for run in result["runs"] for line in map(as_line, run["lines"]) if WARM < line["step"]]
+    timed = [as_line(line, batch) for run in result["runs"] for line in run["lines"] if line["step"] > WARM]
     result["status"] = next((run["status"] for run in result["runs"] if run["status"] != "done"), "done")
     result["peak_bytes"] = max(run["peak_bytes"] for run in result["runs"])
     result["first_loss"] = next((run["lines"][0]["loss"] for run in result["runs"] if run["lines"]), None)
@@ -151,12 +155,11 @@ def summarise(result: dict[str, Any], batch: int, needed: float, rate: float) ->
         }
 
 
-def as_line(line: dict[str, Any]) -> dict[str, Any]:
+def as_line(line: dict[str, Any], batch: int) -> dict[str, Any]:
     """A line of bgetrain's metrics.jsonl as the peers' step lines are; theirs pass."""
     if "seconds" in line:
         return line
-    # queries_per_second = global_batch / seconds of the window, which log_every=1 makes one step
-    seconds = line["seconds_left"] / max(1e-9, 1 / line["progress_ratio"] - 1) / line["step"]
+    seconds = batch / line["queries_per_second"]  # of the window, which log_every=1 makes one step
     tokens = round(line["tokens_per_second"] * seconds)
     return {**line, "seconds": seconds, "tokens": tokens, "padded": round(tokens / (1 - line["padding_ratio"]))}
 
@@ -178,7 +181,7 @@ def report(cell: dict[str, Any]) -> None:
         f"### {cell['layers']} layers x {cell['width']}, batch {cell['batch']}\n\n"
         f"{amount['tokens']:,} real tokens in {amount['texts']:,} texts a step, {needed / 1e9:,.0f} GFLOP on them alone; "
         f"matrix products at {cell['matmul_rate'] / 1e9:.0f} GFLOP/s: {needed / cell['matmul_rate']:.2f} s\n\n"
-        "| framework | setting | s/step | queries/s | of matmul rate | peak GB | tokens | with padding | first loss | bgetrain's best |\n"
+        "| framework | setting | s/step | queries/s | of matmul | peak GB | tokens | with padding | first loss | bgetrain |\n"
         "|---|---|---|---|---|---|---|---|---|---|"
     )
     best = max((each.get("queries_per_second", 0.0) for each in cell["results"] if each["framework"] == "bgetrain"), default=0.0)

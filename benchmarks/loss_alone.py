@@ -22,7 +22,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     query, passage = (F.normalize(torch.randn(rows, options.width), dim=-1) for rows in (options.batch, options.passages))
-    world = World(rank=0, size=1, device=torch.device("cpu"))
+    world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     for number in range(3):
         query.requires_grad_().grad = passage.requires_grad_().grad = None
         began = time.perf_counter()

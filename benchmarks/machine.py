@@ -10,8 +10,8 @@ TOKENS = 4096  # rows of the products that the rate is measured with
 def matmul_rate(width: int, threads: int) -> float:
     """fp32 operations per second of the model's own products.
 
-    One layer's forward: [4096, D] times four of [D, D], one of [D, 4D]; [4096, 4D] times one of [4D, D]. The best of five
-    rounds of a quarter of a second or more: what the machine can do, not what it does while somebody else uses it.
+    One layer's forward: [4096, D] times four of [D, D], one of [D, 4D]; [4096, 4D] times one of [4D, D]. The best of ten
+    rounds of a fifth of a second or so: what the machine can do, not what it does while somebody else uses it.
     """
     import torch
 
@@ -29,8 +29,8 @@ def matmul_rate(width: int, threads: int) -> float:
             torch.mm(left, right, out=output)
         return time.perf_counter() - began
 
-    repeats = max(1, round(0.25 / once()))
-    best = min(sum(once() for _ in range(repeats)) / repeats for _ in range(5))
+    repeats = max(1, round(0.2 / once()))
+    best = min(sum(once() for _ in range(repeats)) / repeats for _ in range(10))
     torch.set_num_threads(before)
     return operations / best
 

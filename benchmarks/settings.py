@@ -85,7 +85,7 @@ def command(setting: Setting, work: Work, threads: int, folder: Path, peers_pyth
     """The command line of a run, and the file where its step lines appear."""
     if setting.framework == "bgetrain":
         return [
-            *(sys.executable, "-m", "bgetrain", "stage=pairs", "data=jsonl", f"data.files={work.rows}"),
+            *(sys.executable, "-m", "bgetrain", "stage=pairs", "data=jsonl", f"data.files=[{work.rows}]"),
             *(f"model.path={work.model}", "model.pooling=cls", "model.gradient_checkpointing=false"),
             *(f"global_batch={work.batch}", f"group_size={work.group_size}", f"total_steps={work.steps}"),
             *(f"data.query_max_len={work.query_max_len}", f"data.passage_max_len={work.passage_max_len}"),

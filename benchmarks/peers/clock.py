@@ -12,13 +12,15 @@ from transformers import TrainerCallback
 class Tokens:
     """Counts the tokens of every forward pass that keeps a graph: of two passes over a text, the second."""
 
-    def __init__(self, encoder: torch.nn.Module) -> None:
+    def __init__(self, encoder: Any) -> None:
         self.real = self.padded = 0
-        encoder.register_forward_pre_hook(self.count, with_kwargs=True)
+        self.pad_id = encoder.config.pad_token_id
+        # not on the encoder: sentence-transformers calls its forward() past the hooks
+        encoder.embeddings.register_forward_pre_hook(self.count, with_kwargs=True)
 
     def count(self, _module: torch.nn.Module, _args: Any, named: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            self.real += int(named["attention_mask"].sum())
+            self.real += int((named["input_ids"] != self.pad_id).sum())
             self.padded += named["input_ids"].numel()
 
     def take(self) -> dict[str, int]:

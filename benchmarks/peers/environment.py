@@ -11,8 +11,9 @@ FOLDER = HERE.parent / ".peers"
 PACKAGES = ["torch", "transformers", "sentence-transformers", "accelerate", "datasets", "FlagEmbedding"]
 VERSIONS = """
 import importlib.metadata as m, json, sys
-names = ["torch", "transformers", "tokenizers", "sentence-transformers", "FlagEmbedding", "accelerate", "datasets", "numpy"]
-print(json.dumps({"python": sys.version.split()[0], **{n: m.version(n) for n in names}}))
+names = "torch transformers tokenizers sentence-transformers FlagEmbedding accelerate datasets numpy deepspeed".lower().split()
+found = {d.metadata["Name"].lower(): d.version for d in m.distributions()}
+print(json.dumps({"python": sys.version.split()[0], **{n: found[n] for n in names if n in found}}))
 """
 
 
@@ -29,5 +30,5 @@ def python() -> str:
 
 
 def versions(interpreter: str) -> dict[str, str]:
-    """Of what decides the peers' figures."""
+    """Of what decides the figures, as far as it is installed there."""
     return json.loads(subprocess.run([interpreter, "-c", VERSIONS], check=True, capture_output=True, text=True).stdout)
