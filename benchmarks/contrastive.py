@@ -68,6 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/out"))
     parser.add_argument("--steps", type=int, default=2, help="timed steps")
     parser.add_argument("--rounds", type=int, default=1, help="turns of every setting")
+    parser.add_argument("--dropout", type=float, default=0.1, help="0 shows that all have one loss")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--max-len", type=int, nargs=2, metavar=("QUERY", "PASSAGE"), help="512 512; with --memory 16 32")
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[4096], help="of bgetrain")
@@ -105,7 +106,8 @@ def compare(
     folder = options.output / f"{layers}x{width}"
     pairs = prepare.read_pairs(options.data, options.rows)
     tokenizer = prepare.vocabulary(pairs, 8192, options.output / f"vocabulary-{options.rows}")
-    model = prepare.model(options.output / f"model-{options.rows}-{layers}x{width}", tokenizer, layers, width)
+    home = options.output / f"model-{options.rows}-{layers}x{width}-dropout-{options.dropout}"
+    model = prepare.model(home, tokenizer, layers, width, options.dropout)
     rows = folder / f"rows-{options.rows}-{batch}.jsonl"
     lens = tuple(options.max_len)
     amount = prepare.rows(rows, pairs, tokenizer, number=batch, max_lens=lens, group_size=group_size)
@@ -192,7 +194,7 @@ def report(cell: dict[str, Any]) -> None:
             continue
         print(
             f"{start} {each['seconds']:.2f} | {each['queries_per_second']:.1f} | {each['utilisation']:.0%} | "
-            f"{each['peak_bytes'] / 1e9:.2f} | {each['tokens']:,.0f} | {each['padded']:,.0f} | {each['first_loss']:.3f} | "
+            f"{each['peak_bytes'] / 1e9:.2f} | {each['tokens']:,.0f} | {each['padded']:,.0f} | {each['first_loss']:.4f} | "
             f"{best / each['queries_per_second']:.2f} x |"
         )
     print(flush=True)

@@ -53,14 +53,15 @@ def vocabulary(pairs: list[tuple[str, str]], words: int, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(str(folder))
 
 
-def model(folder: Path, tokenizer: Any, layers: int, width: int) -> Path:
-    """A BERT with random weights, 64 dimensions a head, dropout 0.1, with its tokenizer; written once."""
+def model(folder: Path, tokenizer: Any, layers: int, width: int, dropout: float) -> Path:
+    """A BERT with random weights, 64 dimensions a head, with its tokenizer; written once."""
     if not (folder / "model.safetensors").is_file():
         import torch
         from transformers import BertConfig, BertModel
 
         torch.manual_seed(1)
-        shape = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // 64}
+        shape: dict[str, Any] = {"num_hidden_layers": layers, "hidden_size": width, "num_attention_heads": width // 64}
+        shape |= {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
         config = BertConfig(vocab_size=len(tokenizer), intermediate_size=4 * width, pad_token_id=tokenizer.pad_token_id, **shape)
         tokenizer.save_pretrained(str(folder))
         BertModel(config).save_pretrained(str(folder))
