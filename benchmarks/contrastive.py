@@ -47,7 +47,7 @@ def main() -> None:
     record["cells"] = []
     for size, batches in zip(options.sizes, options.batches, strict=True):
         layers, width = map(int, size.split("x"))
-        chosen = [each for each in candidates(options) if not options.only or each.framework in options.only]
+        chosen = candidates(options)
         for number, batch in enumerate(batches):
             cell = compare(options, peers_python, chosen, layers, width, batch, 1)
             record["cells"].append(cell)
@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[4096], help="of bgetrain")
     parser.add_argument("--modes", nargs="+", default=["single", "cached"], help="step_mode of bgetrain")
     parser.add_argument("--bgetrain", nargs="*", default=[], metavar="KEY=VALUE", help="more of bgetrain's command line")
-    parser.add_argument("--only", nargs="*", default=[], help="frameworks")
+    parser.add_argument("--only", nargs="*", default=[], help="endings of `framework setting`, such as sub_batch_size=16")
     parser.add_argument("--probe", action=argparse.BooleanOptionalAction, default=True, help="drop slow settings as said above")
     parser.add_argument("--memory-limit-gb", type=float, default=20.0, help="of each process")
     parser.add_argument("--time-limit", type=float, default=1800.0, help="seconds of each process")
@@ -90,7 +90,9 @@ def arguments() -> argparse.Namespace:
 
 
 def candidates(options: argparse.Namespace) -> list[Setting]:
-    return [*ours(options.chunk_tokens, options.modes, options.bgetrain), *PEERS]
+    """All settings, or those whose name has an ending in `--only`."""
+    everything = [*ours(options.chunk_tokens, options.modes, options.bgetrain), *PEERS]
+    return [each for each in everything if not options.only or f"{each.framework} {each.name}".endswith(tuple(options.only))]
 
 
 def compare(

@@ -31,7 +31,6 @@ def measure(options: argparse.Namespace, peers_python: str, record: dict[str, An
 
     batches = options.batches[0] if len(options.batches) == 1 else BATCHES
     chosen = [each for each in candidates(options) if each.name in PEER_NAMES or (each.framework == "bgetrain" and each.bounded)]
-    chosen = [each for each in chosen if not options.only or each.framework in options.only]
     record["cells"] = []
     for batch in batches:
         cell = compare(options, peers_python, chosen, LAYERS, WIDTH, batch, GROUP_SIZE)
