@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 
 import torch
-from settings import TEMPERATURE
+import yaml
+from settings import ROOT, TEMPERATURE
 from torch.nn import functional as F
 
-from bgetrain.loss.info_nce import info_nce
-from bgetrain.types import World
+from bgetrain.target import call
+from bgetrain.types import Contrast, World
 
 
 def main() -> None:
@@ -22,11 +23,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(1)
     query, passage = (F.normalize(torch.randn(rows, options.width), dim=-1) for rows in (options.batch, options.passages))
+    keys = yaml.safe_load((ROOT / "conf/loss/info_nce.yaml").read_text("utf8")) | {"temperature": TEMPERATURE}
     world = World(rank=0, size=1, local_rank=0, local_size=1, device=torch.device("cpu"))
     for number in range(3):
         query.requires_grad_().grad = passage.requires_grad_().grad = None
         began = time.perf_counter()
-        output = info_nce(query, passage, counts=[len(query)], world=world, temperature=TEMPERATURE, negatives="world")
+        output = call(keys, Contrast(query, passage), counts=[len(query)], world=world)
         output.loss.backward()
         with options.lines.open("a", encoding="utf8") as lines:
             lines.write(json.dumps({"step": number + 1, "seconds": time.perf_counter() - began}) + "\n")
