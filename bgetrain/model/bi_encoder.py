@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgetrain.model.packed import make_packed, packed_states
-from bgetrain.model.pooling import pool, pool_packed
+from bgetrain.model.pooling import average, place_of, pool
 
 
 class BiEncoder(nn.Module):
@@ -47,7 +47,9 @@ class BiEncoder(nn.Module):
                 torch.manual_seed(seeds[number])
             if self.packed:
                 assert other is not None
-                pooled = pool_packed(packed_states(self.backbone, ids, other), other, self.pooling)
+                at = place_of(other, self.pooling)
+                states = packed_states(self.backbone, ids, other, at)
+                pooled = average(states, other) if at is None else states
             else:
                 states = self.backbone(input_ids=ids, attention_mask=other).last_hidden_state  # [N, L, D]
                 pooled = pool(states, other, self.pooling)

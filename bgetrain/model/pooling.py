@@ -28,23 +28,19 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     return (states * weights).sum(1) / weights.sum(1)
 
 
-def pool_packed(states: Tensor, lengths: Tensor, pooling: str) -> Tensor:
-    """As `pool`, of texts laid end to end.
+def place_of(lengths: Tensor, pooling: str) -> Tensor | None:
+    """Of texts laid end to end, where the token stands whose state is the text's: int64 [N]; None: all tokens count.
 
     Args:
-        states: [T, D], T = lengths.sum().
         lengths: int64 [N], each > 0.
         pooling: cls | mean | last.
-
-    Returns:
-        [N, D].
     """
     ends = lengths.cumsum(0)
-    if pooling == "cls":
-        return states[ends - lengths]
-    if pooling == "last":
-        return states[ends - 1]
-    assert pooling == "mean", pooling
+    return {"cls": ends - lengths, "last": ends - 1, "mean": None}[pooling]
+
+
+def average(states: Tensor, lengths: Tensor) -> Tensor:
+    """Means [N, D] over the states [T, D] of each of N texts laid end to end."""
     owner = torch.arange(len(lengths)).repeat_interleave(lengths)
     sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, owner, states)
     return sums / lengths[:, None].to(states.dtype)

@@ -9,13 +9,13 @@ from transformers import BertConfig, BertModel, ModernBertConfig, RobertaConfig,
 
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.model.dropout import FastDropout
-from bgetrain.model.packed import RunAttention, can_pack
+from bgetrain.model.packed import BlockAttention, blocks_of, can_pack
 
 SHAPE = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, pad_token_id=1)
 KINDS = {
     "bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig), "xlm-roberta": (XLMRobertaModel, XLMRobertaConfig)
 }  # fmt: skip
-LENGTHS = [1, 3, 3, 3, 7, 12]
+LENGTHS = [1, 3, 3, 3, 9, 10, 11, 12]
 CPU = torch.device("cpu")
 
 
@@ -62,17 +62,25 @@ def test_attention_s_gradient_equals_finite_differences_with_dropout_too():
 
     def attend(*rows):
         torch.manual_seed(5)
-        return RunAttention.apply(*rows, ((2, 3), (1, 4)), 0.5, 0.3)
+        return BlockAttention.apply(*rows, blocks_of([3, 3, 4]), 0.5, 0.3)
 
     assert torch.autograd.gradcheck(attend, rows)
-    assert not torch.equal(attend(*rows), RunAttention.apply(*rows, ((2, 3), (1, 4)), 0.5, 0.0))
+    assert not torch.equal(attend(*rows), BlockAttention.apply(*rows, blocks_of([3, 3, 4]), 0.5, 0.0))
+
+
+def test_texts_of_like_length_share_a_block():
+    blocks = blocks_of([1, 3, 3, 8, 9, 10, 40])
+    assert [(block.texts, block.width, block.tokens) for block in blocks] == [(1, 1, 1), (2, 3, 6), (3, 10, 27), (1, 40, 40)]
+    assert [block.padding is None for block in blocks] == [True, True, False, True]
+    rows = torch.arange(27.0).view(27, 1, 1)
+    assert torch.equal(blocks[2].gather(blocks[2].spread(rows)), rows)
 
 
 def test_dropout_in_attention_keeps_the_mean():
     value = torch.ones(300, 2, 4)
     query = torch.zeros(300, 2, 4)
     torch.manual_seed(0)
-    dropped = RunAttention.apply(query, query, value, ((3, 100),), 1.0, 0.2)  # weights are 1/100 each
+    dropped = BlockAttention.apply(query, query, value, blocks_of([100] * 3), 1.0, 0.2)  # weights are 1/100 each
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.01)
     assert float(dropped[..., 0].std()) == pytest.approx((0.2 / 0.8 / 100) ** 0.5, rel=0.1)
 
