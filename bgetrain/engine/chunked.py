@@ -6,9 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bgetrain.engine import machine
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.types import LossOutput
 
+TIDY = 8  # chunks between two tidyings, which cost about as much as a hundredth of a chunk each; our choice
 Chunk = Sequence[Tensor | None]
 EmbeddingLoss = Callable[[Tensor, Tensor | None], LossOutput]
 
@@ -39,21 +41,32 @@ def cached_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], l
     backward of its embeddings' gradient. Every rank must bring the same number of chunks: ZeRO-2 and 3 communicate in
     each. The second pass goes backwards, as autograd would: gradients then add up in the same order, bit for bit.
     """
-    with torch.no_grad():
-        passed = [engine.forward([seed], *chunk) for seed, chunk in zip(seeds, chunks, strict=True)]
-    leaf = torch.cat([embeddings for embeddings, _ in passed]).requires_grad_()
-    shift = passed[0][1]
+    parts, shift = [], None
+    for number, (seed, chunk) in enumerate(zip(seeds, chunks, strict=True)):
+        with torch.no_grad():
+            embeddings, shift = engine.forward([seed], *chunk)
+        parts.append(embeddings)
+        tidy(number)
+    sizes, leaf = list(map(len, parts)), torch.cat(parts).requires_grad_()
+    parts.clear()
     leaves = [leaf] if shift is None else [leaf, shift.requires_grad_()]
     output = loss(leaf, shift)
     gradient, *to_shift = torch.autograd.grad(output.loss, leaves)
-    gradients = gradient.split([len(embeddings) for embeddings, _ in passed])
+    gradients = gradient.split(sizes)
     for number in reversed(range(len(chunks))):
+        tidy(number)
         embeddings, shift = engine.forward([seeds[number]], *chunks[number])
         part = (embeddings * gradients[number]).sum()
         if shift is not None:  # once in all; ZeRO wants every parameter in every pass
             part = part + (shift * to_shift[0] * float(number == 0)).sum()
         engine.backward(part, last=number == 0)
     return output._replace(loss=output.loss.detach())
+
+
+def tidy(number: int) -> None:
+    """Gives the gaps between blocks of memory back now and then: chunks of many sizes would leave more and more of them."""
+    if number % TIDY == 0:
+        machine.trim()
 
 
 def summed_step(engine: Engine, num_chunks: int, loss: Callable[[int], LossOutput]) -> LossOutput:

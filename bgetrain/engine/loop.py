@@ -18,7 +18,7 @@ import torch
 from bgetrain.distributed import gather_arrays, max_of_each, max_over_ranks, sum_over_ranks
 from bgetrain.engine import checkpoint
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.memory import GB, peak_bytes
+from bgetrain.engine.machine import peak_bytes
 from bgetrain.types import Interrupted, LossOutput, World
 
 KEEP = 2  # checkpoints that stay: the newest, and one before in case it is damaged
@@ -175,7 +175,7 @@ class Window:
             "queries_per_second": queries / seconds,
             "tokens_per_second": tokens / seconds,
             "padding_ratio": 1 - tokens / padded,
-            "memory_gb": max_over_ranks(peak_bytes(self.world), self.world) / GB,
+            "memory_gb": max_over_ranks(peak_bytes(self.world), self.world) / 1e9,
             "progress_ratio": step / self.total_steps,
             "seconds_left": (self.total_steps - step) * seconds / self.steps,
         }

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch.func import functional_call
 
 from bgetrain.distributed import max_of_each
 from bgetrain.engine.deepspeed import Engine, inner_optimizer
+from bgetrain.engine.machine import free_bytes
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.types import Chunk, Ragged, World
 
@@ -236,59 +236,3 @@ def pending_bytes(engine: Engine) -> int:
     if engine.zero_stage > 0 and engine.world.device.type == "cuda":  # taken whole; on a CPU pages come as they are used
         pending += int(core.zero_reduce_bucket_size()) * element * (2 if core.zero_overlap_comm() else 1)
     return pending
-
-
-def free_bytes(world: World) -> int:
-    """Memory that this rank may still take: of its GPU, or its share of what the machine and its container leave.
-
-    On a CPU glibc's allocator leaves gaps between activations that stay, up to 3 times as much again with gradient
-    checkpointing; the environment variable MALLOC_MMAP_THRESHOLD_=65536 avoids that.
-    """
-    if world.device.type == "cuda":
-        unused = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)
-        return int(torch.cuda.mem_get_info(world.device)[0]) + unused
-    return host_bytes(Path("/")) // world.local_size
-
-
-def peak_bytes(world: World) -> int:
-    """The most memory that this rank has held so far: of its GPU, or resident on a CPU; 0 where it is not known."""
-    if world.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(world.device))
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-
-
-def host_bytes(root: Path) -> int:
-    """MemAvailable, or what the control groups of this process leave where that is less; 0 where it is not known.
-
-    Args:
-        root: of the file system.
-    """
-    meminfo = root / "proc/meminfo"
-    if not meminfo.is_file():
-        return 0
-    lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    found = [int(lines["MemAvailable"].split()[0]) * 1024]
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, place = line.split(":", 2)
-        if controllers in ("", "memory"):
-            mount = root / "sys/fs/cgroup" / controllers
-            inner = mount / place.strip("/")
-            # a container may show its own group as the mount, under the path that the host knows it by
-            found += [left for folder in {inner, *inner.parents} if folder.is_relative_to(mount) for left in group_left(folder)]
-    return max(0, min(found))
-
-
-def group_left(folder: Path) -> Iterator[int]:
-    """What one control group leaves, if it has a limit (version 2's names, then version 1's)."""
-    for limit, usage, cache in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-    ):
-        if not (folder / limit).is_file() or not (most := (folder / limit).read_text().strip()).isdigit():
-            continue
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        # files read and not used lately are counted but given back on demand
-        yield int(most) - int((folder / usage).read_text()) + int(stat.get(cache, 0))

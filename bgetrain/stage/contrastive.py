@@ -68,9 +68,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     update = partial(update_once, cfg, engine, pad_id, budget, guide and guide.embed, world)
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
-    first, epochs = batch_at(first_step), total_steps * cfg["global_batch"] / len(rows)
-    text = join(first.query, first.passage)
-    mode, _, reason = memory.agree(budget, laid_out(text, cfg["chunk_tokens"], pad_id)[0], world)
+    num_tokens, mode = foreseen(batch_at(first_step), budget, cfg["chunk_tokens"], pad_id, world)
+    epochs = total_steps * cfg["global_batch"] / len(rows)
     build.announce(
         cfg,
         body,
@@ -79,15 +78,22 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         {
             "data": f"{len(rows):,} rows of {source.name}",
             "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
-            "tokens per step": f"about {len(text.ids) * cfg['global_batch'] // len(part):,}",
+            "tokens per step": f"about {num_tokens * cfg['global_batch'] // len(part):,}",
             "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs)",
-            "step mode": f"{mode}: {reason}" if reason else mode,
+            "step mode": mode,
         },
     )
     steps, describe = range(first_step, total_steps + 1), partial(described, rows)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": total_steps, "rows": len(rows), "training": figures}
+
+
+def foreseen(batch: GroupBatch, budget: memory.Budget, chunk_tokens: int, pad_id: int | None, world: World) -> tuple[int, str]:
+    """This rank's tokens in a batch, and in words how a step of it is done."""
+    text = join(batch.query, batch.passage)
+    mode, _, reason = memory.agree(budget, laid_out(text, chunk_tokens, pad_id)[0], world)
+    return len(text.ids), f"{mode}: {reason}" if reason else mode
 
 
 def update_once(
