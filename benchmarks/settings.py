@@ -58,7 +58,7 @@ PEERS = [
         for tokens in (1024, 4096, 16384)
     ],
     Setting(FLAG, "no sub_batch_size", (), False),
-    *[Setting(FLAG, f"sub_batch_size={size}", ("--sub-batch-size", str(size)), False) for size in (4, 8, 16, 32, 64)],
+    *[Setting(FLAG, f"sub_batch_size={size}", ("--sub-batch-size", str(size)), False) for size in (2, 4, 8, 16, 32, 64)],
     # the nearest to bounded memory that it has: its sub-batches keep all activations
     *[
         Setting(
