@@ -1,6 +1,7 @@
 """One update from many chunks: all in one graph, or in two passes with the memory of one (gradient caching)."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -20,21 +21,23 @@ def chunk_seeds(seed: int, step: int, rank: int, count: int) -> list[int]:
     return np.random.SeedSequence([seed, step, rank]).generate_state(max(count, 1), np.uint64).astype(np.int64).tolist()[:count]
 
 
-def single_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
+def single_step(engine: Engine, chunks: Sequence[Chunk], order: Tensor, seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
     """Embeds all chunks in one graph and takes its gradient; memory grows with their number.
 
     Args:
         engine: its module is `BiEncoder`.
         chunks: what it takes of each.
+        order: int64 [N], which text each row of the chunks is; rows beyond count for nothing.
         seeds: of each chunk's dropout.
-        loss: all embeddings [sum of N, D], in the order of the chunks, and the temperature's shift -> LossOutput.
+        loss: all embeddings [N, D], text by text, and the temperature's shift -> LossOutput.
     """
-    output = loss(*engine.forward(list(seeds), *(tensor for chunk in chunks for tensor in chunk)))
+    embeddings, shift = engine.forward(list(seeds), *(tensor for chunk in chunks for tensor in chunk))
+    output = loss(embeddings[inverse(order)], shift)
     engine.backward(output.loss, last=True)
     return output._replace(loss=output.loss.detach())
 
 
-def cached_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
+def cached_step(engine: Engine, chunks: Sequence[Chunk], order: Tensor, seeds: Sequence[int], loss: EmbeddingLoss) -> LossOutput:
     """The same update in bounded memory (Gao et al. 2021, arXiv:2101.06983); arguments as for `single_step`.
 
     First pass without graphs, then the loss on the embeddings alone, then chunk by chunk the forward again and the
@@ -47,20 +50,33 @@ def cached_step(engine: Engine, chunks: Sequence[Chunk], seeds: Sequence[int], l
             embeddings, shift = engine.forward([seed], *chunk)
         parts.append(embeddings)
         tidy(number)
-    sizes, leaf = list(map(len, parts)), torch.cat(parts).requires_grad_()
+    texts = order.split(split_at(list(map(len, parts)), len(order)))
+    leaf = torch.cat(parts)[inverse(order)].requires_grad_()
     parts.clear()
     leaves = [leaf] if shift is None else [leaf, shift.requires_grad_()]
     output = loss(leaf, shift)
     gradient, *to_shift = torch.autograd.grad(output.loss, leaves)
-    gradients = gradient.split(sizes)
     for number in reversed(range(len(chunks))):
         tidy(number)
         embeddings, shift = engine.forward([seeds[number]], *chunks[number])
-        part = (embeddings * gradients[number]).sum()
+        part = (embeddings[: len(texts[number])] * gradient[texts[number]]).sum()  # 0 of an idle chunk
         if shift is not None:  # once in all; ZeRO wants every parameter in every pass
             part = part + (shift * to_shift[0] * float(number == 0)).sum()
         engine.backward(part, last=number == 0)
     return output._replace(loss=output.loss.detach())
+
+
+def inverse(order: Tensor) -> Tensor:
+    """Where each text stands in `order`."""
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(order), device=order.device)
+    return place
+
+
+def split_at(sizes: Sequence[int], total: int) -> list[int]:
+    """How many of `total` each of `sizes` holds, taken in turn."""
+    ends = [min(end, total) for end in accumulate(sizes)]
+    return [end - begin for begin, end in pairwise([0, *ends])]
 
 
 def tidy(number: int) -> None:

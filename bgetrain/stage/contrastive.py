@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     update = partial(update_once, cfg, engine, pad_id, budget, guide and guide.embed, world)
     pool = cfg["loss"]["negatives"]
     negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
-    num_tokens, mode = foreseen(batch_at(first_step), budget, cfg["chunk_tokens"], pad_id, world)
+    foreseen = prepare(batch_at(first_step), cfg["chunk_tokens"], pad_id, budget, world)
     epochs = total_steps * cfg["global_batch"] / len(rows)
     build.announce(
         cfg,
@@ -78,22 +78,16 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         {
             "data": f"{len(rows):,} rows of {source.name}",
             "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
-            "tokens per step": f"about {num_tokens * cfg['global_batch'] // len(part):,}",
+            "tokens per step": f"about {foreseen.tokens * cfg['global_batch'] // len(part):,}",
             "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs)",
-            "step mode": mode,
+            "step mode": f"{foreseen.mode}: {foreseen.reason}" if foreseen.reason else foreseen.mode,
         },
     )
+    del foreseen
     steps, describe = range(first_step, total_steps + 1), partial(described, rows)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": total_steps, "rows": len(rows), "training": figures}
-
-
-def foreseen(batch: GroupBatch, budget: memory.Budget, chunk_tokens: int, pad_id: int | None, world: World) -> tuple[int, str]:
-    """This rank's tokens in a batch, and in words how a step of it is done."""
-    text = join(batch.query, batch.passage)
-    mode, _, reason = memory.agree(budget, laid_out(text, chunk_tokens, pad_id)[0], world)
-    return len(text.ids), f"{mode}: {reason}" if reason else mode
 
 
 def update_once(
@@ -107,36 +101,50 @@ def update_once(
     batch: GroupBatch,
 ) -> tuple[LossOutput, Counts]:
     """One step's loss and gradient, that of one process on the whole global batch."""
-    text = join(batch.query, batch.passage)
-    chunks, place = laid_out(text, cfg["chunk_tokens"], pad_id)
-    place = place.to(world.device)
-    mode, most, _ = memory.agree(budget, chunks, world)
-    # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
-    chunks += [chunk(text, torch.tensor([0]), pad_id)] * (most - len(chunks))
+    work = prepare(batch, cfg["chunk_tokens"], pad_id, budget, world)
     num_queries = len(batch.query.lengths)
     guided = guide and batch.guide and (guide(batch.guide[0]), guide(batch.guide[1]))
 
     def loss(embeddings: Tensor, shift: Tensor | None) -> LossOutput:
-        in_order = embeddings[place]  # [B + B * G, D], queries first
+        query, passage = embeddings[:num_queries], embeddings[num_queries:]
         teacher = build.on_device(batch.teacher, world)
-        contrast = Contrast(in_order[:num_queries], in_order[num_queries:], batch.keys, teacher, guided, shift)
+        contrast = Contrast(query, passage, batch.keys, teacher, guided, shift)
         output: LossOutput = call(cfg["loss"], contrast, counts=distributed.shares(cfg["global_batch"], world), world=world)
-        unused = torch.nan_to_num(embeddings[len(place) :], 0.0, 0.0, 0.0)  # a repeated text's fault is its own row's
-        return output._replace(loss=output.loss + 0.0 * unused.sum(), faults=blame(in_order, num_queries, output.faults))
+        return output._replace(faults=blame(embeddings, num_queries, output.faults))
 
-    take = {"single": single_step, "cached": cached_step}[mode]
-    tensors = [tuple(build.on_device(tensor, world) for tensor in each) for each in chunks]
-    output = take(engine, tensors, chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
-    return output, Counts(num_queries, len(text.ids), sum(each.ids.numel() for each in chunks))
+    take = {"single": single_step, "cached": cached_step}[work.mode]
+    chunks = [tuple(build.on_device(tensor, world) for tensor in each) for each in work.chunks]
+    output = take(engine, chunks, work.order.to(world.device), chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
+    return output, Counts(num_queries, work.tokens, sum(each.ids.numel() for each in work.chunks))
 
 
-def laid_out(text: Ragged, chunk_tokens: int, pad_id: int | None) -> tuple[list[Chunk | Ragged], Tensor]:
-    """Chunks of all texts, and where each text stands in their order."""
-    groups_of_texts = cut(text.lengths, chunk_tokens, padded=pad_id is not None)
-    order = torch.cat(groups_of_texts)
-    place = torch.empty_like(order)
-    place[order] = torch.arange(len(order))
-    return [chunk(text, group, pad_id) for group in groups_of_texts], place
+class Work(NamedTuple):
+    """A batch as one step takes it.
+
+    Attributes:
+        chunks: as many on each rank.
+        order: int64 [N], which text (queries first) each row of the chunks is.
+        tokens: of all texts.
+        mode: single | cached, the same on each rank.
+        reason: in words; empty where the mode is given.
+    """
+
+    chunks: list[Chunk | Ragged]
+    order: Tensor
+    tokens: int
+    mode: str
+    reason: str
+
+
+def prepare(batch: GroupBatch, chunk_tokens: int, pad_id: int | None, budget: memory.Budget, world: World) -> Work:
+    """Cuts all texts of a batch into chunks, and agrees with the other ranks on their number and the mode."""
+    text = join(batch.query, batch.passage)
+    members = cut(text.lengths, chunk_tokens, padded=pad_id is not None)
+    chunks = [chunk(text, each, pad_id) for each in members]
+    mode, most, reason = memory.agree(budget, chunks, world)
+    # a forward under ZeRO-3 and a backward under ZeRO-2 are collective: ranks with fewer chunks repeat a text for nothing
+    idle = [chunk(text, torch.tensor([0]), pad_id)] * (most - len(chunks))
+    return Work(chunks + idle, torch.cat(members), len(text.ids), mode, reason)
 
 
 def blame(embeddings: Tensor, num_queries: int, faults: Tensor | None) -> Tensor:

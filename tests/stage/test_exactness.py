@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch.testing import assert_close
 
-STEPS, LR = 3, 0.1
+STEPS, LR = 3, {"sgd": 0.1, "adamw": 1e-4}
 
 
 class Case(NamedTuple):
@@ -29,6 +29,8 @@ class Case(NamedTuple):
     checkpointing: bool = False
     packed: bool = True
     loss: str = "plain"
+    guided: bool = False
+    optim: str = "sgd"
 
 
 LOSSES: dict[str, dict[str, Any]] = {
@@ -36,6 +38,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "masks": {"mask_equal": True, "mask_margin": 0.02},
     "teacher": {"mask_equal": True, "teacher": "group", "teacher_weight": 0.5, "teacher_temperature": 2.0},
     "matryoshka": {"mask_equal": True, "matryoshka": [8, 32], "matryoshka_weights": [1.0, 3.0], "directions": "both"},
+    "learnt": {"mask_equal": True, "learnable_temperature": True},
     "joint": {"mask_equal": True, "directions": "joint", "teacher": "group", "contrastive_weight": 0.7, "tile": 5},
 }
 
@@ -46,28 +49,30 @@ def cases(size: int) -> list[Case]:
     found += [Case(zero, clip=0.05, group_size=3, rows=7) for zero in range(4)]
     found += [Case(1, "single"), Case(3, "single", checkpointing=True, rows=7), Case(2, negatives="rank", group_size=3, rows=7)]
     losses = [name for name in LOSSES if name != "plain"]
-    found += [Case(number, group_size=3, rows=7, loss=name) for number, name in enumerate(losses)]
+    found += [Case(number % 4, group_size=3, rows=7, loss=name) for number, name in enumerate(losses)]
+    found += [Case(0, optim="adamw"), Case(3, optim="adamw", rows=7), Case(1, loss="masks", guided=True, rows=7)]
     if size < 4:  # where ranks do not wait for each other's turn on two cores
         found += [Case(0, "cached", 4000), Case(2, "cached", 4000), *(Case(zero, "single", 4000) for zero in range(4))]
         found += [Case(3, "single"), Case(1, pooling="mean", rows=7), Case(2, checkpointing=True)]
         found += [Case(0, "single", checkpointing=True, rows=7), Case(3, "cached", checkpointing=True, rows=7)]
         found += [Case(1, negatives="group", group_size=3, rows=7), Case(0, "single", negatives="rank")]
-        found += [Case(3 - zero, "single", 4000, loss=name, group_size=3) for zero, name in enumerate(losses)]
+        found += [Case(3 - number % 4, "single", 4000, loss=name, group_size=3) for number, name in enumerate(losses)]
+        found += [Case(3, loss="learnt"), Case(1, optim="adamw"), Case(2, optim="adamw"), Case(1, checkpointing=True)]
         found += [Case(1, packed=False), Case(3, "single", rows=7, packed=False), Case(2, packed=False, pooling="mean", rows=7)]
     return found
 
 
 @cache
-def composed(zero: int, model: Path) -> Any:
+def composed(zero: int, model: Path, optim: str) -> Any:
     from omegaconf import OmegaConf
 
     from bgetrain import config
 
     chosen = [
-        "stage=finetune", "data=jsonl", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1", "save_every=1000",
-        f"total_steps={STEPS}", "data.files=[]", "data.query_max_len=24", "data.passage_max_len=24",
-        "data.query_instruction='find: '", f"model.path={model}", "model.dropout=0", "loss.temperature=0.2", f"optim.lr={LR}",
-        "optim.warmup_ratio=0",
+        "stage=finetune", "data=jsonl", f"optim={optim}", f"engine=zero{zero}", "precision=fp32", "log_every=1",
+        "save_every=1000", f"total_steps={STEPS}", "data.files=[]", "data.query_max_len=24", "data.passage_max_len=24",
+        "data.query_instruction='find: '", f"model.path={model}", "model.dropout=0", "loss.temperature=0.2",
+        f"optim.lr={LR[optim]}", "optim.warmup_ratio=0",
     ]  # fmt: skip
     if zero == 3:  # smaller parameters would not be split; the second key saves time, not a result
         chosen += [f"+engine.zero_optimization.stage3_{key}=0" for key in ("param_persistence_threshold", "max_reuse_distance")]
@@ -75,7 +80,7 @@ def composed(zero: int, model: Path) -> Any:
 
 
 def configure(case: Case, model: Path, data: Path, output: Path) -> dict[str, Any]:
-    cfg = deepcopy(composed(case.zero, model))
+    cfg = deepcopy(composed(case.zero, model, case.optim))
     cfg |= {"step_mode": case.mode, "chunk_tokens": case.chunk_tokens, "group_size": case.group_size}
     cfg |= {"global_batch": case.rows, "output_dir": str(output)}
     cfg["engine"]["gradient_clipping"] = case.clip
@@ -83,7 +88,8 @@ def configure(case: Case, model: Path, data: Path, output: Path) -> dict[str, An
     cfg["model"] |= {"pooling": case.pooling, "gradient_checkpointing": case.checkpointing}
     cfg["loss"] |= {"negatives": case.negatives, "mask_equal": False} | LOSSES[case.loss]
     # the schedule falls from the peak on; the reference has one rate
-    cfg["optim"]["_target_"] = f"{__name__}.steady_sgd"
+    cfg["optim"]["_target_"] = f"{__name__}.steady_{case.optim}"
+    cfg["guide_model"] = str(model) if case.guided else None
     return cfg
 
 
@@ -123,6 +129,12 @@ def train(world, tried: list[Case], model: Path, files: dict[int, Path], folder:
         weights = load_file(folder / str(number) / "model" / "model.safetensors")
         results.append({**found, "logged": logged, "weights": weights})
     return results
+
+
+def steady_adamw(named_parameters, **keys):
+    from bgetrain.optim.adamw import adamw
+
+    return adamw(named_parameters, **keys)[0], lambda step, total_steps: 1.0
 
 
 def steady_sgd(named_parameters, **keys):
@@ -175,11 +187,12 @@ def test_step_equals_plain_torch_on_the_whole_batch_for_every_zero_stage_mode_an
     for number, case in enumerate(tried):
         rows = [[rank[number]["rows"][step] for rank in ranks] for step in range(STEPS)]
         assert all(sorted(row for part in parts for row in part) == list(range(case.rows)) for parts in rows), case
-        key = (case.rows, case.group_size, case.negatives, case.pooling, case.clip, case.loss)
+        key = (case.rows, case.group_size, case.negatives, case.pooling, case.clip, case.loss, case.guided, case.optim)
         if key not in references:
             references[key] = plain(
                 model_folder, files[case.rows], group_size=case.group_size, pools=[pools(case, each) for each in rows],
-                pooling=case.pooling, lr=LR, clip=case.clip, options=LOSSES[case.loss],
+                pooling=case.pooling, lr=LR[case.optim], clip=case.clip, options=LOSSES[case.loss], guided=case.guided,
+                optim=case.optim,
             )  # fmt: skip
         expected, ours = references[key], ranks[0][number]
         losses, norms = ([each[name] for each in ours["logged"]] for name in ("loss", "grad_norm"))
@@ -191,7 +204,13 @@ def test_step_equals_plain_torch_on_the_whole_batch_for_every_zero_stage_mode_an
             # the true gradient of a key's bias is 0: its rounding is measured against the whole gradient's norm
             atol = 1e-5 * float(gradient.abs().max()) + 2e-6 * scale
             assert_close(ours["gradients"][name], gradient, rtol=0, atol=atol, msg=lambda m, c=case, n=name: f"{c} {n}: {m}")
+        if case.loss == "learnt":
+            figures = [each["temperature"] for each in ours["logged"]]
+            assert figures == pytest.approx(expected["temperatures"], rel=1e-6)
+            assert figures[2] != figures[0]
         for name, weight in expected["weights"].items():
+            if case.optim == "adamw" and name.endswith("key.bias"):
+                continue  # its true gradient is 0, and AdamW makes steps of the rounding
             assert_close(ours["weights"][name], weight, rtol=0, atol=1e-6, msg=lambda m, c=case, n=name: f"{c} {n}: {m}")
             worst["weights"] = max(worst["weights"], float((ours["weights"][name] - weight).abs().max()))
         worst["loss"] = max(worst["loss"], *(abs(a / b - 1) for a, b in zip(losses, expected["losses"], strict=True)))

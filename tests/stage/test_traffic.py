@@ -100,7 +100,7 @@ def accumulate(world, zero: int, chunks: int, accumulated_in: str) -> dict:
 
         def forward(self, seeds, *ids_and_masks):
             vectors = [self.words[ids].mean(1).bfloat16() for ids in ids_and_masks[::2]]
-            return torch.cat([self.out(self.inner(each).tanh()).float() for each in vectors])
+            return torch.cat([self.out(self.inner(each).tanh()).float() for each in vectors]), None
 
     torch.manual_seed(0)
     module = Encoder()
@@ -112,7 +112,11 @@ def accumulate(world, zero: int, chunks: int, accumulated_in: str) -> dict:
     direction = torch.tensor([0.5, 1.0, -0.7, 0.3])
     take = single_step if chunks == 1 else cached_step
     parts = [(part, None) for part in ids.chunk(chunks)]
-    take(engine, parts, list(range(chunks)), lambda embeddings, shift: LossOutput((embeddings @ direction).sum() / 2000, {}))
+
+    def loss(embeddings, shift):
+        return LossOutput((embeddings @ direction).sum() / 2000, {})
+
+    take(engine, parts, torch.arange(2000), list(range(chunks)), loss)
     gradients = {name: safe_get_full_grad(each).float().clone() for name, each in engine.trained().items()}
     engine.step()
     return gradients
