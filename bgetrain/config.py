@@ -237,7 +237,29 @@ def check_across(cfg: dict[str, Any]) -> None:
             f"model.lora={rank} trains adapters, which stage={cfg['stage']['name']} does not: use stage=pairs or stage=finetune, "
             "or model.lora=null"
         )
+    if "guide_model" in cfg:
+        check_contrast(cfg, cfg["loss"])
     if "mine" in cfg and cfg["mine"]["first"] >= cfg["mine"]["last"]:
         raise ValueError(
             f"mine.first={cfg['mine']['first']} must be below mine.last={cfg['mine']['last']}: ranks count from 0, best first"
         )
+
+
+def check_contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:
+    """Rules that join keys of contrastive stages."""
+    alone = cfg["group_size"] == 1
+    if loss["negatives"] == "group" and alone:
+        raise ValueError("loss.negatives=group with group_size=1 leaves a query no negative: use group_size=2 or more")
+    if loss["negatives"] == "group" and loss["directions"] != "forward":
+        raise ValueError(
+            f"loss.directions={loss['directions']} needs other queries, and loss.negatives=group has none: use rank or world"
+        )
+    if loss["teacher"] == "group" and alone:
+        raise ValueError("loss.teacher=group compares the passages of a group, and group_size=1 has one: use 2 or more")
+    if cfg["guide_model"] and loss["mask_margin"] is None:
+        raise ValueError(f"guide_model={cfg['guide_model']} judges nothing: set loss.mask_margin, e.g. 0.0, or guide_model=null")
+    widths, weights = loss["matryoshka"], loss["matryoshka_weights"]
+    if weights and len(weights) != len(widths):
+        raise ValueError(f"loss.matryoshka_weights={weights} must give one weight for each of loss.matryoshka={widths}")
+    if len(set(widths)) < len(widths):
+        raise ValueError(f"loss.matryoshka={widths} names a width twice")

@@ -46,8 +46,9 @@ def group_batches(
             queries.append(prompt + row.query)
             found = group(rows, row, number, epoch, group_size, plan.seed)
             passages += found.passages
-            if scored:
-                scores.append(needed(found, rows, number))
+            if scored and found.scores is None:
+                raise lack_of_scores(rows, number, group_size)
+            scores.append(found.scores or [])
 
         def tokens(words: Any) -> tuple[Ragged, Ragged]:
             return tokenize(words, queries, source.query_max_len), tokenize(words, passages, source.passage_max_len)
@@ -93,18 +94,11 @@ def group(rows: Rows, row: Row, number: int, epoch: int, group_size: int, seed: 
     return Group([positive, *(row.negatives[place] for place in places)], scores)
 
 
-def needed(found: Group, rows: Rows, number: int) -> list[float]:
-    """The teacher's scores of a group.
-
-    Raises:
-        ValueError: the row lacks some.
-    """
-    if found.scores is None:
-        raise ValueError(
-            f"{rows.where(number)}: has no pos_scores and neg_scores for its {len(found.passages)} passages, which loss.teacher "
-            f"needs: add them, or use loss.teacher=none"
-        )
-    return found.scores
+def lack_of_scores(rows: Rows, number: int, group_size: int) -> ValueError:
+    return ValueError(
+        f"{rows.where(number)}: has no pos_scores and neg_scores for the {group_size} passages of its group, which loss.teacher "
+        f"needs: add them, or use loss.teacher=none"
+    )
 
 
 def text_keys(taken: Sequence[Row], passages: Sequence[str]) -> TextKeys:
@@ -135,19 +129,23 @@ def strangers(rows: Rows, row: Row, number: int, epoch: int, wanted: int, seed: 
     return found
 
 
-def check_groups(rows: Rows, source: Source, group_size: int, say: Callable[[str], None]) -> None:
+def check_groups(rows: Rows, source: Source, group_size: int, scored: bool, say: Callable[[str], None]) -> None:
     """Holds `group_size` against the negatives that the rows have, and says what will be done about too few.
 
     Looks at the first 1,000 rows.
 
     Raises:
-        ValueError: a row has no negatives and `missing_negatives` is refuse.
+        ValueError: a row has no negatives and `missing_negatives` is refuse, or a row that must has no teacher's scores.
     """
-    if group_size == 1:
-        return
     wanted = group_size - 1
     sample: Sequence[int] = range(min(1000, len(rows)))
-    counts = [len(row.negatives) for row in rows.take(sample)]
+    taken = rows.take(sample) if scored or wanted else []
+    for number, row in zip(sample, taken, strict=False):
+        if scored and (row.positive_scores is None or (wanted and not row.negative_scores)):
+            raise lack_of_scores(rows, number, group_size)
+    if not wanted:
+        return
+    counts = [len(row.negatives) for row in taken]
     without = [number for number, count in zip(sample, counts, strict=True) if count == 0]
     if without and source.missing_negatives == "refuse":
         raise ValueError(

@@ -37,8 +37,8 @@ def info_nce(
     directions: Directions,
     mask_equal: bool,
     mask_margin: float | None,
-    matryoshka: Sequence[int],
-    matryoshka_weights: Sequence[float],
+    matryoshka: Sequence[PositiveInt],
+    matryoshka_weights: Sequence[PositiveFloat],
     teacher: Teacher,
     teacher_weight: NonNegativeFloat,
     teacher_temperature: PositiveFloat,
@@ -77,9 +77,9 @@ def info_nce(
         faults: queries whose own loss is not finite.
 
     Raises:
-        ValueError: embeddings, widths or a teacher's scores that do not fit each other.
+        ValueError: embeddings that do not fit each other, or a width above D.
     """
-    check(contrast, negatives, directions, matryoshka, matryoshka_weights)
+    check(contrast, matryoshka)
     total = sum(counts)
     own = Sides(*(Side(rows, guide) for rows, guide in zip(contrast[:2], contrast.guide or (None, None), strict=True)))
     scope = world if negatives == "world" else None
@@ -181,10 +181,8 @@ def gathered(own: Sides, counts: Sequence[int], world: World, *, queries: bool) 
     return Sides(Side(rows(own.query.rows, counts), guide), passage)
 
 
-def check(
-    contrast: Contrast, negatives: str, directions: str, matryoshka: Sequence[int], matryoshka_weights: Sequence[float]
-) -> None:
-    """Holds the parts against each other.
+def check(contrast: Contrast, matryoshka: Sequence[int]) -> None:
+    """Holds the embeddings against each other and against the widths.
 
     Raises:
         ValueError: two that do not fit.
@@ -192,13 +190,6 @@ def check(
     queries, passages = len(contrast.query), len(contrast.passage)
     if queries == 0 or passages == 0 or passages % queries:
         raise ValueError(f"{passages} passages cannot be split evenly over {queries} queries")
-    if negatives == "group" and directions != "forward":
-        raise ValueError(f"loss.directions={directions} needs other queries: loss.negatives=group has none, use rank or world")
     width = contrast.query.shape[1]
-    if any(not 0 < each <= width for each in matryoshka) or len(set(matryoshka)) < len(matryoshka):
-        raise ValueError(f"loss.matryoshka={list(matryoshka)} must list different widths from 1 to the model's {width}")
-    if matryoshka_weights and (len(matryoshka_weights) != len(matryoshka) or min(matryoshka_weights) <= 0):
-        raise ValueError(
-            f"loss.matryoshka_weights={list(matryoshka_weights)} must give a weight above 0 for each of "
-            f"loss.matryoshka={list(matryoshka)}"
-        )
+    if max(matryoshka, default=1) > width:
+        raise ValueError(f"loss.matryoshka={list(matryoshka)} exceeds the model's width of {width}")

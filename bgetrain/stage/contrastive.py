@@ -42,7 +42,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "
             f"batch twice, as its own negative; use global_batch={len(rows)} or less"
         )
-    groups.check_groups(rows, source, cfg["group_size"], console.say if world.rank == 0 else lambda _: None)
+    scored = cfg["loss"]["teacher"] != "none"
+    groups.check_groups(rows, source, cfg["group_size"], scored, console.say if world.rank == 0 else lambda _: None)
     plan, total_steps = build.plan(cfg, len(rows), world)
     part = distributed.share(cfg["global_batch"], world)
     guide = embed.guide(cfg, source, world) if cfg["guide_model"] else None
@@ -54,7 +55,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         part,
         group_size=cfg["group_size"],
         keyed=cfg["loss"]["mask_equal"],
-        scored=cfg["loss"]["teacher"] != "none",
+        scored=scored,
         guide=guide and guide.tokenizer,
     )
     module = embed.bi_encoder(body, world, learnable_temperature=cfg["loss"]["learnable_temperature"]).train()

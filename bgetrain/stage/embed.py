@@ -45,12 +45,8 @@ def guide(cfg: build.Config, opened: Source, world: World) -> Guide:
     """Loads the model of `guide_model`; every rank holds it whole.
 
     Raises:
-        ValueError: it cannot be loaded, or is asked to judge nothing.
+        ValueError: it cannot be loaded, or has too few positions.
     """
-    if cfg["loss"]["mask_margin"] is None:
-        raise ValueError(
-            f"guide_model={cfg['guide_model']} judges nothing: set loss.mask_margin, e.g. to 0.0, or guide_model=null"
-        )
     made = pretrained(
         cfg["guide_model"],
         tokenizer=None,

@@ -101,13 +101,13 @@ def test_rows_without_negatives_are_refused_or_filled_as_asked():
     rows = Listed([row(0, negatives=2), row(1)])
     said: list[str] = []
     with pytest.raises(ValueError, match=r"^rows\.jsonl:2: group_size=3 needs negatives and this row has none: .*stage=mine"):
-        check_groups(rows, source(missing="refuse"), 3, said.append)
-    check_groups(rows, source(missing="refuse"), 1, said.append)
+        check_groups(rows, source(missing="refuse"), 3, False, said.append)
+    check_groups(rows, source(missing="refuse"), 1, False, said.append)
     assert said == []
-    check_groups(rows, source(), 3, said.append)
+    check_groups(rows, source(), 3, False, said.append)
     assert said == ["1 of the first 2 rows have no negatives: random passages of other rows stand in"]
     said.clear()
-    check_groups(rows, source(), 8, said.append)
+    check_groups(rows, source(), 8, False, said.append)
     assert said[1] == (
         "1 of the first 2 rows have fewer than the 7 negatives of group_size=8 (the fewest 2): theirs are repeated"
     )
@@ -171,7 +171,9 @@ def test_a_teacher_s_scores_go_with_their_passages(tokenizer):
         assert found.scores == [of[text] for text in found.passages]
     batch = group_batches(Listed([one]), source(), tokenizer, Plan(1, 1, 0), range(1), group_size=4, scored=True)(2)
     assert batch.teacher.tolist() == [[of[text] for text in decoded(tokenizer, batch.passage)]]
-    with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores and neg_scores for its 2 passages, .*teacher=none$"):
+    with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores and neg_scores for the 2 passages .*teacher=none$"):
+        check_groups(rows, source(), 2, True, print)
+    with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores"):
         group_batches(rows, source(), tokenizer, Plan(2, 2, 0), range(2), group_size=2, scored=True)(1)
     without = one._replace(negatives=[], negative_scores=None)  # strangers have no scores
     assert group(rows, without, 0, 0, 2, seed=3).scores is None

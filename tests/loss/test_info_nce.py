@@ -230,12 +230,7 @@ def test_losses_and_gradients_of_48_ranks_slices_add_up_to_those_of_the_whole_ba
 
 
 def test_what_does_not_fit_is_refused():
-    query, passage = unit(2, 1), unit(4, 2)
-    for changes, words in (
-        ({"passage": unit(5, 2)}, "5 passages cannot be split evenly over 2 queries"),
-        ({"negatives": "group", "directions": "both"}, "loss.directions=both needs other queries: loss.negatives=group has none"),
-        ({"matryoshka": [8, 99]}, r"loss.matryoshka=\[8, 99\] must list different widths from 1 to the model's 16"),
-        ({"matryoshka": [8], "matryoshka_weights": [1.0, 2.0]}, r"loss.matryoshka_weights=\[1.0, 2.0\] must give a weight above"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=words):
-            loss_of(query, changes.pop("passage", passage), [2], **changes)
+    with pytest.raises(ValueError, match="5 passages cannot be split evenly over 2 queries"):
+        loss_of(unit(2, 1), unit(5, 2), [2])
+    with pytest.raises(ValueError, match=r"loss.matryoshka=\[8, 99\] exceeds the model's width of 16"):
+        loss_of(unit(2, 1), unit(4, 2), [2], matryoshka=[8, 99])
