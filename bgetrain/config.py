@@ -248,6 +248,16 @@ def check_across(cfg: dict[str, Any]) -> None:
 def check_contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:
     """Rules that join keys of contrastive stages."""
     alone = cfg["group_size"] == 1
+    if cfg["memory_limit"] is not None and cfg["step_mode"] != "auto":
+        raise ValueError(f"memory_limit is read by step_mode=auto alone, and step_mode is {cfg['step_mode']}: leave one out")
+    if cfg["global_batch"] == 1 and alone:
+        raise ValueError("global_batch=1 with group_size=1 leaves a query no negative: raise one of them")
+    if loss["teacher"] == "none" and loss["contrastive_weight"] == 0:
+        raise ValueError("loss.contrastive_weight=0 with loss.teacher=none leaves nothing to train on: change one of them")
+    if loss["learnable_temperature"] and loss["temperature"] < 0.01:
+        raise ValueError(f"loss.temperature={loss['temperature']} is below 0.01, the least of a learnable one (CLIP)")
+    if loss["mask_margin"] is not None and abs(loss["mask_margin"]) > 2:
+        raise ValueError(f"loss.mask_margin={loss['mask_margin']} must be from -2 to 2: similarities are from -1 to 1")
     if loss["negatives"] == "group" and alone:
         raise ValueError("loss.negatives=group with group_size=1 leaves a query no negative: use group_size=2 or more")
     if loss["negatives"] == "group" and loss["directions"] != "forward":

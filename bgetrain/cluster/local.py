@@ -96,11 +96,13 @@ def keep_memory() -> None:
     By its own rules it gives large blocks back to the system at once; a step on a CPU then spends a sixth of its time on
     having the same pages cleared again.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
         return
-    largest = 2**31 - 1
-    for option, value in ((-1, largest), (-2, 64 * 2**20), (-3, largest)):  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD
-        ctypes.CDLL(None).mallopt(option, value)
+    library, largest = ctypes.CDLL(None), 2**31 - 1
+    if not library.mallopt(-3, largest):  # M_MMAP_THRESHOLD; older versions refuse more than 32 MiB
+        library.mallopt(-3, 32 * 2**20)
+    library.mallopt(-1, largest)  # M_TRIM_THRESHOLD
+    library.mallopt(-2, 64 * 2**20)  # M_TOP_PAD
 
 
 def is_first() -> bool:

@@ -49,7 +49,7 @@ def cached_step(engine: Engine, chunks: Sequence[Chunk], order: Tensor, seeds: S
         with torch.no_grad():
             embeddings, shift = engine.forward([seed], *chunk)
         parts.append(embeddings)
-        tidy(number)
+        tidy(engine, number)
     texts = order.split(split_at(list(map(len, parts)), len(order)))
     leaf = torch.cat(parts)[inverse(order)].requires_grad_()
     parts.clear()
@@ -57,7 +57,7 @@ def cached_step(engine: Engine, chunks: Sequence[Chunk], order: Tensor, seeds: S
     output = loss(leaf, shift)
     gradient, *to_shift = torch.autograd.grad(output.loss, leaves)
     for number in reversed(range(len(chunks))):
-        tidy(number)
+        tidy(engine, number)
         embeddings, shift = engine.forward([seeds[number]], *chunks[number])
         part = (embeddings[: len(texts[number])] * gradient[texts[number]]).sum()  # 0 of an idle chunk
         if shift is not None:  # once in all; ZeRO wants every parameter in every pass
@@ -79,9 +79,9 @@ def split_at(sizes: Sequence[int], total: int) -> list[int]:
     return [end - begin for begin, end in pairwise([0, *ends])]
 
 
-def tidy(number: int) -> None:
-    """Gives the gaps between blocks of memory back now and then: chunks of many sizes would leave more and more of them."""
-    if number % TIDY == 0:
+def tidy(engine: Engine, number: int) -> None:
+    """On a CPU gives the gaps between blocks of memory back now and then: chunks of many sizes leave more and more."""
+    if number % TIDY == 0 and engine.world.device.type == "cpu":
         machine.trim()
 
 

@@ -237,6 +237,7 @@ def start(
     }
     if precision != "fp32":  # many chunks add up: bf16 sums stop growing at 256 addends
         config["data_types"] = {"grad_accum_dtype": "fp32", **others.get("data_types", {})}
+        config.setdefault("communication_data_type", "fp32")  # and so are the sums over ranks
     try:
         core, *_ = deepspeed.initialize(
             model=module.to(world.device), optimizer=optimizer, config=config, dist_init_required=False

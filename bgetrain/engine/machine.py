@@ -13,8 +13,7 @@ from bgetrain.types import World
 def free_bytes(world: World) -> int:
     """Memory that this rank may still take: of its GPU, or its share of what the machine and its container leave.
 
-    On a CPU glibc's allocator leaves gaps between activations that stay, up to 3 times as much again with gradient
-    checkpointing; the environment variable MALLOC_MMAP_THRESHOLD_=65536 avoids that.
+    On a CPU gaps between blocks of memory take some besides, which a share of what is free must cover.
     """
     if world.device.type == "cuda":
         unused = torch.cuda.memory_reserved(world.device) - torch.cuda.memory_allocated(world.device)

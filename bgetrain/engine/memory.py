@@ -121,7 +121,8 @@ def plan(mode: str, limit_gb: float | None, footprint: Footprint | None, engine:
     if limit_gb is not None:
         return Budget(footprint, int(limit_gb * GB), "are allowed by memory_limit", mode)
     free = max(0.0, SAFETY * (free_bytes(engine.world) - pending_bytes(engine)))
-    return Budget(footprint, int(free), f"are free ({SAFETY:.0%} of what DeepSpeed leaves)", mode)
+    known = f"are free ({SAFETY:.0%} of what DeepSpeed leaves)" if free else "are known to be free: set memory_limit"
+    return Budget(footprint, int(free), known, mode)
 
 
 def measure(module: BiEncoder, *, dtype: torch.dtype, max_len: int, world: World) -> Footprint:

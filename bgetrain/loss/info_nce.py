@@ -77,16 +77,17 @@ def info_nce(
         faults: queries whose own loss is not finite.
 
     Raises:
-        ValueError: embeddings that do not fit each other, or a width above D.
+        ValueError: embeddings that do not fit each other.
     """
     check(contrast, matryoshka)
     total = sum(counts)
-    own = Sides(*(Side(rows, guide) for rows, guide in zip(contrast[:2], contrast.guide or (None, None), strict=True)))
+    guides = contrast.guide or (None, None)
+    own = Sides(Side(contrast.query, guides[0]), Side(contrast.passage, guides[1]))
     scope = world if negatives == "world" else None
     pooled = list(counts) if scope else [len(contrast.query)]
     first = sum(counts[: world.rank]) if scope else 0
     known = (
-        known_pairs(contrast.keys, pooled, scope)
+        known_pairs(contrast.keys, pooled, scope, forward=directions == "forward")
         if mask_equal and contrast.keys
         else own_pairs(len(contrast.query), len(contrast.passage) // len(contrast.query), first)
     )
@@ -182,14 +183,12 @@ def gathered(own: Sides, counts: Sequence[int], world: World, *, queries: bool) 
 
 
 def check(contrast: Contrast, matryoshka: Sequence[int]) -> None:
-    """Holds the embeddings against each other and against the widths.
+    """Holds the embeddings against each other.
 
     Raises:
-        ValueError: two that do not fit.
+        ValueError: passages that do not divide over queries.
     """
     queries, passages = len(contrast.query), len(contrast.passage)
     if queries == 0 or passages == 0 or passages % queries:
         raise ValueError(f"{passages} passages cannot be split evenly over {queries} queries")
-    width = contrast.query.shape[1]
-    if max(matryoshka, default=1) > width:
-        raise ValueError(f"loss.matryoshka={list(matryoshka)} exceeds the model's width of {width}")
+    assert max(matryoshka, default=1) <= contrast.query.shape[1]

@@ -8,6 +8,8 @@ import numpy as np
 from bgetrain.distributed import gather_arrays
 from bgetrain.types import TextKeys, World
 
+MOST_PAIRS = 1 << 26  # 1 GB of them; our choice
+
 # X anchors, Y candidates; an array of pairs is int64 [n, 2]: anchor on this rank, candidate; each pair once, sorted
 
 
@@ -27,7 +29,7 @@ class Known(NamedTuple):
     positive_positive: np.ndarray
 
 
-def known_pairs(keys: TextKeys, counts: Sequence[int], world: World | None) -> Known:
+def known_pairs(keys: TextKeys, counts: Sequence[int], world: World | None, *, forward: bool) -> Known:
     """Finds them by joins over sorted keys: no [X, Y] comparison is made.
 
     A passage is no negative of a query that lists it as a positive, that stands elsewhere in the batch with it as a positive,
@@ -37,18 +39,30 @@ def known_pairs(keys: TextKeys, counts: Sequence[int], world: World | None) -> K
         keys: of this rank's texts.
         counts: queries on each rank of `world`, or on this rank alone.
         world: candidates are those of all these ranks, in rank order; None: of this rank alone.
+        forward: `query_passage` is all that is asked for; the others are left empty.
+
+    Raises:
+        ValueError: texts repeat so often that the pairs would not fit into memory.
     """
     query, passage, listed, owner = gathered(keys, counts, world)
     own_query, own_positive = keys.query.numpy(), keys.passage.numpy()[:: len(keys.passage) // len(keys.query)]
+    # what each query lists, or any row with the same query: (query of this rank, key), each once
+    _, queries = np.unique(query, return_inverse=True)
+    names, texts = np.unique(listed, return_inverse=True)
+    lists = unique(np.stack([queries[owner], texts], axis=1))  # (number of a query's text, number of a listed text)
+    numbers = np.searchsorted(np.unique(query), own_query)
+    same = joined(numbers, lists[:, 0])
+    anchor, wanted = same[:, 0], names[lists[same[:, 1], 1]]
+    query_passage = unique(joined(own_query, passage), through(anchor, joined(wanted, passage)))
+    if forward:
+        nothing = query_passage[:0]
+        return Known(query_passage, nothing, nothing, nothing)
     positive = passage[:: len(passage) // len(query)]
-    # rows that repeat a query share its positives: (query of this rank, positive that an equal query lists)
-    same = joined(own_query, query[owner])
-    anchor, wanted = same[:, 0], listed[same[:, 1]]
     # (positive of this rank, any query equal to one that lists it)
-    listing = joined(own_positive, listed)
-    asking = joined(query[owner[listing[:, 1]]], query)
+    listing = joined(own_positive, names[lists[:, 1]])
+    asking = joined(lists[listing[:, 1], 0], queries)
     return Known(
-        unique(joined(own_query, passage), through(anchor, joined(wanted, passage))),
+        query_passage,
         unique(joined(own_query, query), through(anchor, joined(wanted, query))),
         unique(joined(own_query, query), joined(own_positive, query), through(listing[:, 0], asking)),
         unique(joined(own_query, positive), joined(own_positive, positive), through(anchor, joined(wanted, positive))),
@@ -80,6 +94,11 @@ def joined(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     ordered = right[order]
     first, last = np.searchsorted(ordered, left, "left"), np.searchsorted(ordered, left, "right")
     counts = last - first
+    if counts.sum() > MOST_PAIRS:
+        raise ValueError(
+            f"equal texts of the batch make {counts.sum():,} pairs that are no negatives, which is too many to keep: the data "
+            f"has few distinct queries or positives; use a smaller global_batch, or loss.mask_equal=false"
+        )
     rows = np.repeat(np.arange(len(left)), counts)
     places = np.arange(len(rows)) - np.repeat(counts.cumsum() - counts, counts) + np.repeat(first, counts)
     return np.stack([rows, order[places]], axis=1)
@@ -91,8 +110,11 @@ def through(anchor: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def unique(*pairs: np.ndarray) -> np.ndarray:
+    """All pairs, each once."""
     every = np.concatenate(pairs)
-    return np.unique(every, axis=0) if len(every) else every
+    width = every[:, 1].max(initial=0) + 1
+    numbers = np.unique(every[:, 0] * width + every[:, 1])  # of single numbers: ten times as fast as of rows
+    return np.stack([numbers // width, numbers % width], axis=1)
 
 
 def own_pairs(queries: int, group_size: int, first: int) -> Known:

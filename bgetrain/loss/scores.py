@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bgetrain.loss.known import Known
+from bgetrain.loss.known import Known, unique
 from bgetrain.loss.tiles import Above, Hidden, log_sum_exp
 
 
@@ -81,7 +81,6 @@ class Grouped(NamedTuple):
 
 def grouped(own: Sides, scoring: Scoring) -> Grouped:
     """Scores each query's own group."""
-    queries = len(own.query.rows)
     logits = products(own.query.rows, own.passage.rows) * scoring.scale  # [B, G]
     group_size = logits.shape[1]
     hidden = torch.zeros(logits.shape, dtype=torch.bool)
@@ -97,7 +96,6 @@ def grouped(own: Sides, scoring: Scoring) -> Grouped:
             judged, margin = products(own.query.guide, own.passage.guide), logits.new_full((1,), scoring.margin)
         threshold = judged[:, 0] + margin
         hidden[:, 1:] |= judged[:, 1:] > threshold[:, None]
-    assert len(logits) == queries
     return Grouped(logits, logits.masked_fill(hidden, -torch.inf), threshold)
 
 
@@ -121,7 +119,7 @@ def strange_passages(own: Sides, pool: Sides, group: Grouped, scoring: Scoring) 
     queries, group_size = group.logits.shape
     rows = np.repeat(np.arange(queries), group_size)
     columns = scoring.first * group_size + np.arange(queries * group_size)
-    pairs = np.unique(np.concatenate([scoring.known.query_passage, np.stack([rows, columns], axis=1)]), axis=0)
+    pairs = unique(scoring.known.query_passage, np.stack([rows, columns], axis=1))
     sums, top, hidden = against(own.query, pool.passage, pairs, group, scoring)
     return sums, top, hidden - queries * group_size
 

@@ -42,7 +42,7 @@ def adapt(backbone: Any, *, path: str, rank: int, scale: float, dropout: float, 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise ValueError(f"model.lora={rank} needs peft, which is not installed: pip install bgetrain[lora]") from error
+        raise ValueError(f"model.lora={rank} needs peft, which is not installed: pip install peft") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=scale * rank,  # type: ignore[arg-type]  # peft divides by the rank; a fraction is as good

@@ -17,7 +17,7 @@ from bgetrain.engine.loop import Counts
 from bgetrain.logger import console
 from bgetrain.stage import build, embed
 from bgetrain.target import call
-from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, Rows, World
+from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, Rows, Source, World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -37,13 +37,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     open_rows = build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
     rows, body = build.all_of(lambda: build.first(world, open_rows), lambda: build.body(cfg, source, world, masked_lm=False))
-    if cfg["global_batch"] > len(rows):
-        raise ValueError(
-            f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "
-            f"batch twice, as its own negative; use global_batch={len(rows)} or less"
-        )
-    scored = cfg["loss"]["teacher"] != "none"
-    groups.check_groups(rows, source, cfg["group_size"], scored, console.say if world.rank == 0 else lambda _: None)
+    check(cfg, rows, source, body.backbone.config.hidden_size, world)
     plan, total_steps = build.plan(cfg, len(rows), world)
     part = distributed.share(cfg["global_batch"], world)
     guide = embed.guide(cfg, source, world) if cfg["guide_model"] else None
@@ -55,7 +49,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         part,
         group_size=cfg["group_size"],
         keyed=cfg["loss"]["mask_equal"],
-        scored=scored,
+        scored=cfg["loss"]["teacher"] != "none",
         guide=guide and guide.tokenizer,
     )
     module = embed.bi_encoder(body, world, learnable_temperature=cfg["loss"]["learnable_temperature"]).train()
@@ -89,6 +83,26 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": total_steps, "rows": len(rows), "training": figures}
+
+
+def check(cfg: Mapping[str, Any], rows: Rows, source: Source, width: int, world: World) -> None:
+    """Holds data, model and ranks against the batch and the loss, and says what is done about too few negatives.
+
+    Raises:
+        ValueError: the first that does not fit.
+    """
+    loss = cfg["loss"]
+    if cfg["global_batch"] > len(rows):
+        raise ValueError(
+            f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "
+            f"batch twice, as its own negative; use global_batch={len(rows)} or less"
+        )
+    if loss["negatives"] == "rank" and cfg["group_size"] == 1 and min(distributed.shares(cfg["global_batch"], world)) == 1:
+        raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
+    if max(loss["matryoshka"], default=1) > width:
+        raise ValueError(f"loss.matryoshka={loss['matryoshka']} exceeds the model's width of {width}")
+    say = console.say if world.rank == 0 else lambda _: None
+    groups.check_groups(rows, source, cfg["group_size"], loss["teacher"] != "none", say)
 
 
 def update_once(

@@ -41,25 +41,32 @@ class Guide(NamedTuple):
     embed: Callable[[Ragged], Tensor]
 
 
+def loaded(cfg: build.Config) -> Body:
+    try:
+        return pretrained(
+            cfg["guide_model"],
+            tokenizer=None,
+            dropout=None,
+            pooling="auto",
+            gradient_checkpointing=False,
+            lora=None,
+            lora_scale=1.0,
+            lora_dropout=0.0,
+            masked_lm=False,
+            seed=cfg["seed"],
+            vocabulary=lambda *_: None,
+        )
+    except ValueError as error:  # in whose words it is model.path
+        raise ValueError(str(error).replace("model.path=", "guide_model=")) from error
+
+
 def guide(cfg: build.Config, opened: Source, world: World) -> Guide:
     """Loads the model of `guide_model`; every rank holds it whole.
 
     Raises:
         ValueError: it cannot be loaded, or has too few positions.
     """
-    made = pretrained(
-        cfg["guide_model"],
-        tokenizer=None,
-        dropout=None,
-        pooling="auto",
-        gradient_checkpointing=False,
-        lora=None,
-        lora_scale=1.0,
-        lora_dropout=0.0,
-        masked_lm=False,
-        seed=cfg["seed"],
-        vocabulary=lambda *_: None,
-    )
+    made = build.first(world, lambda: loaded(cfg))
     longest = max(opened.query_max_len, opened.passage_max_len)
     if longest > made.max_positions:
         raise ValueError(

@@ -232,5 +232,14 @@ def test_losses_and_gradients_of_48_ranks_slices_add_up_to_those_of_the_whole_ba
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="5 passages cannot be split evenly over 2 queries"):
         loss_of(unit(2, 1), unit(5, 2), [2])
-    with pytest.raises(ValueError, match=r"loss.matryoshka=\[8, 99\] exceeds the model's width of 16"):
-        loss_of(unit(2, 1), unit(4, 2), [2], matryoshka=[8, 99])
+    ones = torch.ones(9000, dtype=torch.int64)
+    same = TextKeys(0 * ones, ones, Ragged(ones, ones))
+    with pytest.raises(ValueError, match=r"equal texts of the batch make 81,000,000 pairs .* or loss.mask_equal=false"):
+        known.known_pairs(same, [9000], None, forward=True)
+
+
+def test_many_rows_with_one_positive_cost_no_more_than_their_pairs():
+    """1,000 equal rows: 10^6 pairs, where joins over rows in turn would make 10^9."""
+    ones = torch.ones(1000, dtype=torch.int64)
+    found = known.known_pairs(TextKeys(0 * ones, ones, Ragged(ones, ones)), [1000], None, forward=False)
+    assert [len(each) for each in found] == [10**6] * 4
