@@ -5,6 +5,7 @@
 Takes a command line of bgetrain, runs it in this process, and prints a Markdown table: medians over all steps but the first.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -15,6 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bgetrain import config, distributed, output
+from bgetrain.cluster import local
 from bgetrain.data import groups
 from bgetrain.engine import loop
 from bgetrain.engine.deepspeed import Engine
@@ -40,6 +42,8 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 def main(overrides: list[str]) -> None:
     """Runs the stage with timers around its parts."""
+    os.environ |= {"LOCAL_RANK": "0", "OMP_WAIT_POLICY": "passive"}
+    local.keep_memory()
     cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     world = distributed.start(0, 1, 0, 1, 5.0)
     output.claim(cfg)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 from torch.testing import assert_close
 
-STEPS, LR = 3, {"sgd": 0.1, "adamw": 1e-4}
+STEPS, LR = 3, {"sgd": 0.1, "adamw": 5e-5}
 
 
 class Case(NamedTuple):
@@ -203,6 +203,7 @@ def test_step_equals_plain_torch_on_the_whole_batch_for_every_zero_stage_mode_an
         for name, gradient in expected["gradients"].items():
             # the true gradient of a key's bias is 0: its rounding is measured against the whole gradient's norm
             atol = 1e-5 * float(gradient.abs().max()) + 2e-6 * scale
+            atol += 1e-6 * (name == "temperature_shift")  # a difference of sums of similarities over the temperature
             assert_close(ours["gradients"][name], gradient, rtol=0, atol=atol, msg=lambda m, c=case, n=name: f"{c} {n}: {m}")
         if case.loss == "learnt":
             figures = [each["temperature"] for each in ours["logged"]]
