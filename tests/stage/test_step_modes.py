@@ -33,19 +33,23 @@ def run(world, cfg: dict[str, Any]) -> list[dict]:
     return logged
 
 
-def several(world, cfgs: list[dict[str, Any]]) -> list[list[dict]]:
+def several(world, cfgs: list[dict[str, Any]], packed: bool = True) -> list[list[dict]]:
+    from bgetrain.stage import embed
+
+    embed.can_pack = lambda backbone, device: packed
     return [run(world, cfg) for cfg in cfgs]
 
 
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_cached_equals_single_bit_for_bit_with_dropout(checkpointing, spawn, model_folder, beir_folder, tmp_path):
+def test_cached_equals_single_bit_for_bit_with_dropout(checkpointing, packed, spawn, model_folder, beir_folder, tmp_path):
     cfgs = []
     for zero in ("zero0", "zero1"):
         for mode in ("single", "cached"):
             changes = {"step_mode": mode, "engine": zero, "model.gradient_checkpointing": checkpointing}
             cfgs.append(configure(model_folder, beir_folder, tmp_path / f"{zero}-{mode}", **changes))
     cfgs.append(configure(model_folder, beir_folder, tmp_path / "without", **{"model.dropout": 0}))
-    logged = spawn(1, several, cfgs)[0]
+    logged = spawn(1, several, cfgs, packed)[0]
     weights = [(Path(cfg["output_dir"]) / "model" / "model.safetensors").read_bytes() for cfg in cfgs]
     for number in (0, 2):
         assert logged[number][0]["loss"] == logged[number + 1][0]["loss"]

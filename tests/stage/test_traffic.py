@@ -82,6 +82,16 @@ def test_collectives_do_not_grow_with_the_chunks_where_zero_allows_it(spawn, mod
             assert kinds(found) == kinds(sent[zero, "single", 4000]) + Counter({"allreduce": passes - 1}), case
 
 
+def test_gradients_of_a_bf16_model_are_added_up_over_ranks_in_fp32(spawn, model_folder, beir_folder, tmp_path):
+    cfgs = [
+        configure(model_folder, beir_folder, tmp_path / str(zero), zero, "cached", 4000) | {"precision": "bf16"}
+        for zero in (1, 2, 3)
+    ]
+    for zero, found in zip((1, 2, 3), spawn(2, traffic, cfgs)[0], strict=True):
+        reductions = {each[1] for each in found if each[0] in ("allreduce", "reduce_scatter", "reduce") and each[2] > 1000}
+        assert reductions == {"torch.float32"}, zero
+
+
 def accumulate(world, zero: int, chunks: int, accumulated_in: str) -> dict:
     """Gradients of 2,000 texts in bf16, as one chunk or as many."""
     import torch
