@@ -28,7 +28,7 @@ def sentence(seed: int, longest: int) -> str:
 
 @pytest.fixture(scope="session")
 def spawn():
-    """spawn(size, function, *arguments, seconds=120): see `ranks.spawn`."""
+    """spawn(size, function, *arguments, seconds=240): see `ranks.spawn`."""
     from ranks import spawn as start
 
     return start

@@ -24,7 +24,7 @@ IMPORTED_ONCE = [
 ]
 
 
-def spawn(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 120.0) -> list[Any]:
+def spawn(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240.0) -> list[Any]:
     """Calls `function(world, *arguments)` on `size` ranks of a fresh process group; returns what each rank returned.
 
     `function` stands at the top of a test file. Fails with a rank's traceback, or when `seconds` have passed.

@@ -169,7 +169,7 @@ def test_adapters_train_as_peft_trains_them_in_one_process_at_every_zero_stage_a
 
     cases = [*CASES, *ROUNDED]
     jobs = [(configure(case, model_folder, data, tmp_path / str(number)),) for number, case in enumerate(cases)]
-    results = spawn(size, several, jobs, seconds=150)[0]
+    results = spawn(size, several, jobs, seconds=400)[0]
     base = AutoModel.from_pretrained(model_folder).state_dict()
     for number, (case, found) in enumerate(zip(cases, results, strict=True)):
         output = tmp_path / str(number)
