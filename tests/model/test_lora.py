@@ -74,5 +74,5 @@ def test_adapters_are_drawn_by_the_seed():
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ValueError, match=r"^model\.lora=3 needs peft, which is not installed: pip install bgetrain\[lora\]$"):
+    with pytest.raises(ValueError, match=r"^model\.lora=3 needs peft, which is not installed: pip install peft$"):
         lora.adapt(backbone("bert"), **ADAPT)
