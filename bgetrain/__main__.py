@@ -5,7 +5,8 @@ import sys
 if __name__ == "__main__":
     try:
         from bgetrain.cli import main
+        from bgetrain.cluster.local import leave
 
-        sys.exit(main())
+        leave(main())
     except KeyboardInterrupt:  # while importing
         sys.exit(75)
