@@ -7,6 +7,7 @@ of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor, device
 
 # Ranges that a keyword argument of a configurable function accepts. `config.py` reads these names from the
@@ -84,20 +85,60 @@ class Texts(Protocol):
         """Reads the texts at `indices`, in that order."""
 
 
+class Fault(NamedTuple):
+    """A row that cannot be used.
+
+    Attributes:
+        where: `FILE:LINE`.
+        kind: one word for counts, e.g. "malformed".
+        message: what is wrong and what would be valid, in one line that begins with `where`.
+    """
+
+    where: str
+    kind: str
+    message: str
+
+
+class Found(NamedTuple):
+    """A row that can be used, as `Source.scan` meets it.
+
+    Attributes:
+        where: `FILE:LINE`.
+        row: a labelled query; of pre-training data, its text.
+    """
+
+    where: str
+    row: Row | str
+
+
+class Passages(Protocol):
+    """A corpus on disk; memory does not grow with its size."""
+
+    def __len__(self) -> int:
+        """C, passages in all."""
+
+    def take(self, places: Sequence[int]) -> list[str]:
+        """The texts at `places`, each `(title + " " + text).strip()`."""
+
+    def names(self, places: Sequence[int]) -> list[str]:
+        """The names of the passages at `places`."""
+
+    def find(self, names: Sequence[str]) -> np.ndarray:
+        """int64 [n], the places of these names, -1 where there is none."""
+
+
 class Retrieval(NamedTuple):
     """A corpus, queries and which passages are relevant to which.
 
     Attributes:
-        passage_ids: C names.
-        passages: C texts, `(title + " " + text).strip()`.
+        passages: the corpus.
         query_ids: Q names.
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
     """
 
-    passage_ids: list[str]
-    passages: list[str]
+    passages: Passages
     query_ids: list[str]
     queries: list[str]
     prompts: list[str | None]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bgetrain.data import rows as row_files
 from bgetrain.data.files import either, existing, lines, numbered
+from bgetrain.data.passages import ListedPassages
 from bgetrain.data.pydocs import harvest
 from bgetrain.data.records import brief
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source, Texts
@@ -156,7 +157,8 @@ def read_beir(folder: Path, split: str) -> Retrieval:
     qrels = read_qrels(folder, split)
     texts = [known_query(queries, query_id, where) for query_id, (_, where) in qrels.items()]
     relevant = {query_id: passages for query_id, (passages, _) in qrels.items()}
-    return Retrieval(list(corpus), list(corpus.values()), list(qrels), texts, [None] * len(texts), relevant)
+    passages = ListedPassages(list(corpus), list(corpus.values()))
+    return Retrieval(passages, list(qrels), texts, [None] * len(texts), relevant)
 
 
 def known_query(queries: dict[str, str], query_id: str, where: str) -> str:

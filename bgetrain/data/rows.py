@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bgetrain.data.files import existing
+from bgetrain.data.passages import ListedPassages
 from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
 
@@ -235,4 +236,4 @@ def as_retrieval(rows: Any) -> Retrieval:
     query_ids = [f"q{number}" for number in range(len(taken))]
     qrels = {name: {passage_ids[each]: 1 for each in row.positives} for name, row in zip(query_ids, taken, strict=True)}
     queries, prompts = [row.query for row in taken], [row.prompt for row in taken]
-    return Retrieval(list(passage_ids.values()), list(passage_ids), query_ids, queries, prompts, qrels)
+    return Retrieval(ListedPassages(list(passage_ids.values()), list(passage_ids)), query_ids, queries, prompts, qrels)

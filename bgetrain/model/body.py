@@ -157,10 +157,13 @@ def finished(backbone: Any, tokenizer: Any, pooling: str, gradient_checkpointing
         raise ValueError(
             f"model.tokenizer has {len(tokenizer)} words but the model {config.vocab_size}: they do not belong together"
         )
-    # RoBERTa's positions start at padding_idx + 1
-    offset = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    return Body(backbone, tokenizer, pooling, positions - offset, unused, None)
+    return Body(backbone, tokenizer, pooling, positions - first_position(config), unused, None)
+
+
+def first_position(config: Any) -> int:
+    """Number of a text's first position; RoBERTa's start at padding_idx + 1."""
+    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
 
 
 def quiet() -> None:

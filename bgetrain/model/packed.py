@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bgetrain.model.body import first_position
 from bgetrain.model.dropout import dropout_mask, replace_dropout
 
 # n texts of a block; H heads, E = D / H
@@ -17,7 +18,7 @@ from bgetrain.model.dropout import dropout_mask, replace_dropout
 LIKE = 0.8  # of the longest text's tokens: fewer, larger products for at most a third of padding in them; measured
 NAME = "bgetrain_packed"  # in transformers' table of attention functions
 # these pass keyword arguments on to attention, and know a token's place from `position_ids` alone
-MODEL_TYPES = {"bert": 0, "roberta": 1, "xlm-roberta": 1, "camembert": 1}  # 1: positions start at padding_idx + 1
+MODEL_TYPES = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
 class Block(NamedTuple):
@@ -80,10 +81,8 @@ def packed_states(backbone: Any, ids: Tensor, lengths: Tensor, at: Tensor | None
     Returns:
         [N, D], or [T, D] where `at` is None.
     """
-    config = backbone.config
-    first = config.pad_token_id + 1 if MODEL_TYPES[config.model_type] else 0
     starts = lengths.cumsum(0) - lengths
-    positions = torch.arange(len(ids)) - starts.repeat_interleave(lengths) + first
+    positions = torch.arange(len(ids)) - starts.repeat_interleave(lengths) + first_position(backbone.config)
     states = backbone.embeddings(input_ids=ids[None], position_ids=positions[None])
     blocks = blocks_of(lengths.tolist())
     *layers, last = backbone.encoder.layer

@@ -24,11 +24,6 @@ def bi_encoder(made: Body, world: World, *, learnable_temperature: bool = False)
     return BiEncoder(made.backbone, made.pooling, packed=packed, learnable_temperature=learnable_temperature)
 
 
-def dtype(cfg: build.Config, world: World) -> torch.dtype:
-    """What `precision` says."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[build.precision(cfg, world)]
-
-
 class Guide(NamedTuple):
     """A model that is not trained and judges candidates.
 
@@ -72,7 +67,7 @@ def guide(cfg: build.Config, opened: Source, world: World) -> Guide:
         raise ValueError(
             f"guide_model={cfg['guide_model']} has {made.max_positions} positions, the data's texts up to {longest} tokens"
         )
-    module = bi_encoder(made, world).to(world.device, dtype(cfg, world)).eval()
+    module = bi_encoder(made, world).to(world.device, build.dtype(cfg, world)).eval()
     pad_id = None if module.packed else made.tokenizer.pad_token_id
 
     def embed(text: Ragged) -> Tensor:
@@ -91,7 +86,7 @@ def guide(cfg: build.Config, opened: Source, world: World) -> Guide:
 
 def encoder(cfg: build.Config, made: Body, opened: Source, world: World) -> Callable[[list[str], int, str], np.ndarray]:
     """A function (texts, max_len, description) -> fp32 [N, D] that embeds with the model as it is, over all ranks."""
-    module = bi_encoder(made, world).to(world.device, dtype(cfg, world)).eval()
+    module = bi_encoder(made, world).to(world.device, build.dtype(cfg, world)).eval()
     pad_id = None if module.packed else made.tokenizer.pad_token_id
 
     def embed(texts: list[str], max_len: int, description: str) -> np.ndarray:

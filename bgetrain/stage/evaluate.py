@@ -1,7 +1,7 @@
 """stage=evaluate: how well a model retrieves."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
     encode = embed.encoder(cfg, body, source, world)
-    passages = encode(retrieval.passages, source.passage_max_len, "passages")
+    passages = encode(retrieval.passages.take(range(len(retrieval.passages))), source.passage_max_len, "passages")
     queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
     if world.rank > 0:
         return {}
@@ -47,7 +47,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     figures: dict[str, Any] = {"metrics": score(ranking(retrieval, scores, places), retrieval.qrels)}
     rows = {str(cfg["model"].get("path", "model")): figures["metrics"]}
     if cfg["evaluate"]["bm25"]:
-        scores, places = bm25(retrieval.queries, retrieval.passages, DEPTH)
+        scores, places = bm25(retrieval.queries, retrieval.passages.take(range(len(retrieval.passages))), DEPTH)
         figures["bm25"] = rows["BM25"] = score(ranking(retrieval, scores, places), retrieval.qrels)
     log(0, figures["metrics"])
     title = f"{source.name}, {source.split}: {len(retrieval.queries):,} queries, {len(retrieval.passages):,} passages"
@@ -63,8 +63,7 @@ def ranking(retrieval: Retrieval, scores: np.ndarray, places: np.ndarray) -> dic
         scores: [Q, K].
         places: [Q, K], positions in the corpus.
     """
-    names: Sequence[str] = retrieval.passage_ids
     return {
-        query: {names[place]: float(value) for value, place in zip(values, found, strict=True)}
+        query: dict(zip(retrieval.passages.names(found), values, strict=True))
         for query, values, found in zip(retrieval.query_ids, scores.tolist(), places.tolist(), strict=True)
     }

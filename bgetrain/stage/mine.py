@@ -42,21 +42,22 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             f"ranks count from 0, so mine.first must be below that"
         )
     encode = embed.encoder(cfg, body, source, world)
-    passages = encode(retrieval.passages, source.passage_max_len, "passages")
+    texts = retrieval.passages.take(range(len(retrieval.passages)))
+    passages = encode(texts, source.passage_max_len, "passages")
     queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
     if world.rank > 0:
         return {}
     _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())
-    texts = dict(zip(retrieval.passage_ids, retrieval.passages, strict=True))
-    positives = [[texts[name] for name in retrieval.qrels[query] if texts.get(name)] for query in retrieval.query_ids]
+    relevant = (retrieval.passages.find(list(retrieval.qrels[query])) for query in retrieval.query_ids)
+    positives = [[text for text in retrieval.passages.take([at for at in places if at >= 0]) if text] for places in relevant]
     drawn = call(
         cfg["mine"],
         ranked,
         query_ids=retrieval.query_ids,
         queries=retrieval.queries,
         positives=positives,
-        passage_ids=retrieval.passage_ids,
-        passages=retrieval.passages,
+        passage_ids=retrieval.passages.names(range(len(texts))),
+        passages=texts,
         seed=cfg["seed"],
     )
     rows = mined_rows(retrieval, positives, drawn)
@@ -84,7 +85,7 @@ def mined_rows(retrieval: Retrieval, positives: Sequence[list[str]], drawn: Sequ
     rows = []
     for number, places in enumerate(drawn):
         row: dict[str, Any] = {"query": retrieval.queries[number], "pos": positives[number]}
-        row["neg"] = [retrieval.passages[place] for place in places]
+        row["neg"] = retrieval.passages.take(places)
         if retrieval.prompts[number] is not None:
             row["prompt"] = retrieval.prompts[number]
         if positives[number]:

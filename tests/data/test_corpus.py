@@ -40,8 +40,8 @@ def test_a_split_is_read_with_and_without_header_packed_and_plain(folder, packed
             (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
             (folder / name).unlink()
     found = opened(folder).retrieval("test")
-    assert found.passage_ids == ["d1", "2", "d3"]
-    assert found.passages == ["T one", "two", ""]  # (title + " " + text).strip()
+    assert found.passages.names(range(3)) == ["d1", "2", "d3"]
+    assert found.passages.take(range(3)) == ["T one", "two", ""]  # (title + " " + text).strip()
     assert (found.query_ids, found.queries, found.prompts) == (["q1", "q2"], ["first", "second"], [None, None])
     assert found.qrels == {"q1": {"d1": 2}, "q2": {"d9": 1}}  # relevance 0 left out; a passage that is not there counts
 

@@ -178,9 +178,9 @@ def test_rows_serve_as_texts_and_as_a_retrieval_set(tmp_path):
     opened = source(tmp_path / "r.jsonl")
     assert opened.texts().take([0, 3]) == ["a", "a"]
     found = opened.retrieval("train")
-    assert found.passages == ["a", "b", "c", "d", "e"]
+    assert found.passages.take(range(5)) == ["a", "b", "c", "d", "e"]
     assert found.prompts == ["own: ", None, None, None]
-    named = dict(zip(found.passage_ids, found.passages, strict=True))
+    named = dict(zip(found.passages.names(range(5)), found.passages.take(range(5)), strict=True))
     assert [{named[each] for each in found.qrels[query]} for query in found.query_ids] == [{"a", "b"}, {"d"}, {"e"}, {"a"}]
 
 
