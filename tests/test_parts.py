@@ -63,7 +63,7 @@ def test_a_key_of_one_source_can_be_set_alone():
     ],
 )
 def test_a_mistake_in_a_source_is_one_line_that_names_it(sources, words):
-    with pytest.raises(ValueError, match="data.sources.a") as caught:
+    with pytest.raises(ValueError, match=r"data\.sources\.a") as caught:
         composed(f"data.sources={{{sources}}}")
     assert str(caught.value).startswith(words)
     assert "\n" not in str(caught.value)
