@@ -18,6 +18,9 @@ PositiveFloat = float  # > 0
 NonNegativeFloat = float  # >= 0
 Ratio = float  # 0 <= x <= 1
 Negatives = Literal["group", "rank", "world"]
+# Where a column map finds one of our columns: a column, a path such as "answers.text", a place in lines that are lists.
+Column = str | int | list[str | int]
+OnBadRow = Literal["stop", "skip"]
 MissingNegatives = Literal["random", "refuse"]
 Pooling = Literal["cls", "mean", "last"]
 Directions = Literal["forward", "both", "joint"]
@@ -136,6 +139,7 @@ class Retrieval(NamedTuple):
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
+        notes: what is to be told of the rows that it was made from, line by line.
     """
 
     passages: Passages
@@ -143,6 +147,7 @@ class Retrieval(NamedTuple):
     queries: list[str]
     prompts: list[str | None]
     qrels: dict[str, dict[str, int]]
+    notes: Sequence[str] = ()
 
 
 class Source(NamedTuple):

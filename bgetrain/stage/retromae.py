@@ -52,6 +52,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     open_texts = build.need(source.texts, source, cfg, "texts", "data=text, data=beir or data=pydocs")
     texts, body = build.all_of(lambda: build.first(world, open_texts), lambda: build.body(cfg, source, world, masked_lm=True))
+    build.tell(texts, world)
     if body.tokenizer.mask_token_id is None:
         raise ValueError("model.tokenizer has no mask token, which stage=retromae needs: choose a masked language model")
     plan, total_steps = build.plan(cfg, len(texts), world)
