@@ -154,7 +154,10 @@ def write_part(job: Sequence[tuple[int, Piece]], target: Path, reading: Reading,
     rows = merged(rows, part) if reading.labels else rows
     with pyarrow.ipc.new_file(str(target), form) as file:
         for block in blocks(rows):
-            file.write_batch(pyarrow.RecordBatch.from_pylist(block, schema=form))
+            # no list rather than an empty one: a column without any value costs nothing to read
+            columns = [[row[name] if row[name] != [] else None for row in block] for name in form.names]
+            arrays = [pyarrow.array(values, each.type) for values, each in zip(columns, form, strict=True)]
+            file.write_batch(pyarrow.record_batch(arrays, schema=form))
             part.batches.append(len(block))
     for at, (_, piece) in enumerate(job):
         if piece.form == "lines":

@@ -156,7 +156,10 @@ class ArrowRows:
         return len(self.store)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        return [Row(*values) for values in zip(*self.store.take(indices, ROW_COLUMNS), strict=True)]
+        columns = self.store.take(indices, ROW_COLUMNS)
+        return [
+            Row(query, positives, negatives or [], *more) for query, positives, negatives, *more in zip(*columns, strict=True)
+        ]
 
     def where(self, index: int) -> str:
         return str(self.store.where(index))
@@ -203,19 +206,25 @@ def cached(reading: Reading, on_bad_row: OnBadRow) -> Store:
     Raises:
         ValueError: a row that cannot be used, or no row at all.
     """
-    import datasets
     from filelock import FileLock
 
-    files = [*reading.paths, *corpus_files(reading.corpus)]
-    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
-    key = json.dumps([FORMAT, reading, on_bad_row, stamps], sort_keys=True)
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / "bgetrain" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    folder = cache_folder(reading, on_bad_row)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):  # of two runs that begin at once one reads
             if not folder.is_dir():
                 make(folder, reading, skip=on_bad_row == "skip")
     return Store(folder)
+
+
+def cache_folder(reading: Reading, on_bad_row: OnBadRow) -> Path:
+    """Where the cache of a reading is, in the folder of `datasets`: another one after each change of the files."""
+    import datasets
+
+    files = [*reading.paths, *corpus_files(reading.corpus)]
+    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
+    key = json.dumps([FORMAT, reading, on_bad_row, stamps], sort_keys=True)
+    return Path(datasets.config.HF_DATASETS_CACHE) / "bgetrain" / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
 def noted(reading: Reading, store: Store) -> list[str]:

@@ -56,13 +56,15 @@ class Store:
         self.batches: list[Any] = []
         self.file_of: list[int] = []  # of each batch
         self.advice: list[int] = []  # of each map
+        self.blank: set[str] = set()  # columns without any value
+        self.chosen: dict[tuple[str, ...], list[Any]] = {}  # the batches with some of the columns
         self.taken = 0
 
     def __len__(self) -> int:
         return int(self.starts[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "maps": [], "batches": [], "file_of": [], "advice": []}
+        return {**self.__dict__, "maps": [], "batches": [], "file_of": [], "advice": [], "chosen": {}}
 
     def map(self) -> None:
         """Maps the files; rows stay on disk until they are taken."""
@@ -76,6 +78,9 @@ class Store:
             self.file_of += [len(self.maps)] * opened.num_record_batches
             self.maps.append(mapped)
             self.advice.append(mmap.MADV_NORMAL)
+        names = self.batches[0].schema.names
+        # the count stands in the header of the batch: no page of the column is read
+        self.blank = {name for name in names if all(each.column(name).null_count == len(each) for each in self.batches)}
 
     def take(self, indices: Sequence[int], columns: Sequence[str]) -> list[list[Any]]:
         """The values of each of `columns` at `indices`, in that order."""
@@ -95,12 +100,15 @@ class Store:
         length = np.diff(np.append(first, len(rows)))
         offset = rows[first] - self.starts[batch[first]]
         self.advise(set(batch[first].tolist()), mmap.MADV_NORMAL if len(first) * 8 <= len(rows) else mmap.MADV_RANDOM)
+        there = tuple(name for name in columns if name not in self.blank)
+        if there not in self.chosen:
+            self.chosen[there] = [each.select(there) for each in self.batches]
         slices = [
-            self.batches[at].slice(begin, count)
+            self.chosen[there][at].slice(begin, count)
             for at, begin, count in zip(batch[first].tolist(), offset.tolist(), length.tolist(), strict=True)
         ]
         table = pyarrow.Table.from_batches(slices)
-        values = [table.column(name).to_pylist() for name in columns]
+        values = [table.column(name).to_pylist() if name in there else [None] * len(rows) for name in columns]
         del table, slices
         self.release(len(rows))
         return values
