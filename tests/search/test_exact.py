@@ -106,7 +106,7 @@ def test_memory_is_bounded_by_the_two_blocks_whatever_the_corpus(monkeypatch, tm
     """8,192 and 131,072 mapped passages of width 64 (2 and 34 MB): the second takes no more, and no product is larger."""
     made: list[torch.Size] = []
     offer = module.offer
-    monkeypatch.setattr(module, "offer", lambda best, scores, first: made.append(scores.shape) or offer(best, scores, first))
+    monkeypatch.setattr(module, "offer", lambda best, scores, *more: made.append(scores.shape) or offer(best, scores, *more))
     draw = np.random.default_rng(0)
     np.save(tmp_path / "corpus.npy", draw.standard_normal((131_072, 64), dtype=np.float32))
     mapped = np.load(tmp_path / "corpus.npy", mmap_mode="c")
