@@ -39,6 +39,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
     encode = embed.encoder(cfg, body, source, world)
+    build.tell(retrieval, world)
     passages = encode(retrieval.passages.take(range(len(retrieval.passages))), source.passage_max_len, "passages")
     queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
     if world.rank > 0:
