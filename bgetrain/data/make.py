@@ -146,7 +146,7 @@ def in_order(work: Callable[..., Part], jobs: Sequence[Any], targets: Sequence[P
 
 
 def write_part(job: Sequence[tuple[int, Piece]], target: Path, reading: Reading, skip: bool) -> Part:
-    """Reads some pieces into one Arrow file; without `skip` it ends at the first bad row, and in any case where a file breaks off."""
+    """Reads some pieces into one Arrow file; ends where a file breaks off and, without `skip`, at the first bad row."""
     import pyarrow
 
     part = Part([], [0] * len(job), Counter(), [], {})
