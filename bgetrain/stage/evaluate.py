@@ -37,6 +37,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     retrieval, body = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
+    build.tell(retrieval, world)
     found = embed.ranked(cfg, embed.embedded(cfg, body, source, retrieval, world), DEPTH, world)
     scores, places = (distributed.gather_arrays(each, world) for each in (found.scores, found.places))
     if world.rank > 0:
