@@ -1,4 +1,4 @@
-"""Lines of JSON from plain or compressed files, with the place of every fault."""
+"""Lines of JSON from plain or compressed files, and rows of parquet, with the place of every fault."""
 
 import gzip
 import hashlib
@@ -56,6 +56,18 @@ def lines(path: Path) -> Iterator[Line]:
     for number, text in numbered(path):
         if text.strip():
             yield Line(parsed(text, f"{path}:{number}"), f"{path}:{number}")
+
+
+def parquet(path: Path) -> Iterator[Line]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
+            yield Line(row, f"{path}, row {number}")
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:

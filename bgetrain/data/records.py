@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bgetrain import hub
-from bgetrain.data.files import Line, lines
+from bgetrain.data.files import Line, lines, parquet
 
 ROW_COLUMNS = ("query", "pos", "neg", "prompt", "pos_scores", "neg_scores")
 
@@ -27,18 +27,6 @@ def raw(paths: Sequence[str], origin: dict[str, Any] | None) -> Iterator[Line]:
                 yield row
     if row is None:
         raise ValueError(f"{origin['path'] if origin else ', '.join(paths)}: no rows in it")
-
-
-def parquet(path: Path) -> Iterator[Line]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
-            yield Line(row, f"{path}, row {number}")
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
 def reached(origin: dict[str, Any]) -> Any:

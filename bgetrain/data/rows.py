@@ -1,17 +1,14 @@
 """Labelled rows and texts from JSONL, parquet and the hub, checked once and then memory-mapped as Arrow."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bgetrain.data.arrow import cached
 from bgetrain.data.files import existing
-from bgetrain.data.passages import ListedPassages
+from bgetrain.data.passages import distinct, in_blocks
 from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
-
-FORMAT = 3  # of the cached Arrow files; a change makes old ones unused
 
 
 def jsonl(
@@ -204,36 +201,18 @@ class RowTexts:
         return [row.positives[0] for row in self.rows.take(indices)]
 
 
-def cached(read: Any, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str], features: Any) -> Any:
-    """Runs `read` over the sources into an Arrow file, once for each state of the sources, and maps that file.
-
-    Raises:
-        ValueError: what `read` raises, or no row at all.
-    """
-    from datasets import Dataset, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
-
-    disable_progress_bars()
-    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
-    key = json.dumps([FORMAT, read.__name__, stamps, origin, columns], sort_keys=True)
-    # a tuple: of a list datasets would make one call for each item
-    arguments = {"paths": tuple(paths), "origin": origin, "columns": columns}
-    try:
-        return Dataset.from_generator(
-            read, features=features, gen_kwargs=arguments, fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32]
-        )
-    except DatasetGenerationError as error:
-        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
-
-
-def as_retrieval(rows: Any) -> Retrieval:
+def as_retrieval(rows: ArrowRows) -> Retrieval:
     """All passages of labelled rows as a corpus, each text once, and their queries."""
-    passage_ids: dict[str, str] = {}
-    taken = rows.take(range(len(rows)))
-    for row in taken:
-        for passage in [*row.positives, *row.negatives]:
-            passage_ids.setdefault(passage, f"p{len(passage_ids)}")
-    query_ids = [f"q{number}" for number in range(len(taken))]
-    qrels = {name: {passage_ids[each]: 1 for each in row.positives} for name, row in zip(query_ids, taken, strict=True)}
-    queries, prompts = [row.query for row in taken], [row.prompt for row in taken]
-    return Retrieval(ListedPassages(list(passage_ids.values()), list(passage_ids)), query_ids, queries, prompts, qrels)
+    passages, places = distinct(rows, rows.table)
+    query_ids = [f"q{number}" for number in range(len(rows))]
+    queries: list[str] = []
+    prompts: list[str | None] = []
+    qrels: dict[str, dict[str, int]] = {}
+    first = 0
+    for block in in_blocks(len(rows)):
+        for row in rows.take(block):
+            qrels[query_ids[len(queries)]] = {f"p{place}": 1 for place in places[first : first + len(row.positives)].tolist()}
+            first += len(row.positives) + len(row.negatives)
+            queries.append(row.query)
+            prompts.append(row.prompt)
+    return Retrieval(passages, query_ids, queries, prompts, qrels)
