@@ -5,6 +5,7 @@ of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -136,6 +137,7 @@ class Retrieval(NamedTuple):
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
+        negatives: query name -> names of the passages that its row lists as negatives; queries without any are not in it.
     """
 
     passages: Passages
@@ -143,6 +145,7 @@ class Retrieval(NamedTuple):
     queries: list[str]
     prompts: list[str | None]
     qrels: dict[str, dict[str, int]]
+    negatives: Mapping[str, Sequence[str]] = MappingProxyType({})
 
 
 class Source(NamedTuple):

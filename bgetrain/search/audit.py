@@ -13,7 +13,8 @@ SAMPLE = 10_000  # queries whose scores are kept for quantiles and histograms
 EXAMPLES = 20  # of them with their texts
 CHARACTERS = 300  # of a text shown
 SHOWN = 3  # positives of an example
-COUNTS = ("rows", "short", "negatives", "filled", "own_negatives", "candidates")
+AT_RANDOM, OWN = -1, -2  # in place of a rank
+COUNTS = ("rows", "short", "negatives", "filled", "own_negatives", "own_negatives_left_out", "candidates")
 
 
 class Mined(NamedTuple):
@@ -24,7 +25,8 @@ class Mined(NamedTuple):
         row: as it is written.
         positive_scores: of each of the row's positives.
         negative_scores: of each of its negatives.
-        ranks: of each negative, where the model ranks it, from 0; -1: it was drawn from beyond the ranking; -2: the row's own.
+        ranks: of each negative, where the model ranks it, from 0; AT_RANDOM: it was drawn from beyond the ranking; OWN: the
+            row's own.
     """
 
     name: str
@@ -45,12 +47,12 @@ class Audit:
 
     def add(self, mined: Mined, number: int) -> None:
         """Takes note of a query; `number` negatives were asked for."""
-        of_rules = sum(rank >= -1 for rank in mined.ranks)
+        of_rules = sum(rank != OWN for rank in mined.ranks)
         self.counts["rows"] += 1
         self.counts["negatives"] += len(mined.ranks)
         self.counts["short"] += of_rules < number
-        self.counts["filled"] += sum(rank == -1 for rank in mined.ranks)
-        self.counts["own_negatives"] += sum(rank == -2 for rank in mined.ranks)
+        self.counts["filled"] += sum(rank == AT_RANDOM for rank in mined.ranks)
+        self.counts["own_negatives"] += sum(rank == OWN for rank in mined.ranks)
         state = self.start.copy()
         state.update(mined.name.encode())
         key = -int.from_bytes(state.digest(), "big")
@@ -58,9 +60,9 @@ class Audit:
         keep(self.sample, (key, mined.name, scores), SAMPLE)
         keep(self.examples, (key, mined.name, mined._asdict()), EXAMPLES)
 
-    def add_dropped(self, candidates: int, dropped: Mapping[str, int]) -> None:
-        """Takes note of what the rules dropped of some queries' candidates."""
-        self.counts["candidates"] += candidates
+    def add_counts(self, counts: Mapping[str, int], dropped: Mapping[str, int]) -> None:
+        """Takes note of some queries' candidates, of their rows' own negatives, and of what the rules dropped."""
+        self.counts.update(counts)
         self.dropped.update(dropped)
 
     def dump(self) -> str:
@@ -116,6 +118,7 @@ def figures(audit: Audit) -> dict[str, Any]:
             "short_ratio": counts["short"] / rows,
             "filled": counts["filled"],
             "own_negatives_kept": counts["own_negatives"],
+            "own_negatives_left_out": counts["own_negatives_left_out"],
             "candidates": counts["candidates"],
             "dropped_ratio": {name: count / max(1, counts["candidates"]) for name, count in sorted(audit.dropped.items())},
             "scores": quantiles,
@@ -133,7 +136,7 @@ def examples(audit: Audit) -> str:
         parts += [f"- positive, {score:.4f}: {shown(text)}" for text, score in positives[:SHOWN]]
         parts += [f"- and {len(positives) - SHOWN} more positives"] if len(positives) > SHOWN else []
         for text, score, rank in zip(row["neg"], mined["negative_scores"], mined["ranks"], strict=True):
-            whence = {-1: "at random", -2: "the row's own"}.get(rank, f"rank {rank}")
+            whence = {AT_RANDOM: "at random", OWN: "the row's own"}.get(rank, f"rank {rank}")
             parts.append(f"- negative, {score:.4f}, {whence}: {shown(text)}")
         parts.append("")
     return "\n".join(parts)

@@ -1,23 +1,40 @@
 """stage=mine: hard negatives for every training query, from a window of the ranks that a model gives."""
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from bgetrain.distributed import barrier, share
 from bgetrain.logger import console
+from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
+from bgetrain.search import audit as auditing
 from bgetrain.search.index import top_k
+from bgetrain.search.mining import Miner, mine, model_score, pair_score
+from bgetrain.search.negatives import same_text
+from bgetrain.search.rescore import cross_encoder
+from bgetrain.search.rules import Rules
 from bgetrain.stage import build, embed
 from bgetrain.target import call
-from bgetrain.types import Retrieval, World
+from bgetrain.types import World
+
+BLOCK = 64  # queries mined together: their pairs go through a cross-encoder in batches that no number of ranks changes
+SEARCHED = 1024  # queries searched together
+SPARE = 16  # ranks searched beyond the window: the last digits of a search's scores depend on what is searched beside them
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
     """Ranks the corpus for each query and writes `output_dir/train.jsonl`, which data=jsonl reads.
+
+    Every rank mines its share of the queries into a part, and rank 0 joins the parts in the order of the queries: the file
+    is the same for any number of ranks. `scores.png` and `examples.md` show what was mined.
 
     Args:
         cfg: the resolved config, as `conf/stage/mine.yaml` has it.
@@ -25,69 +42,103 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         log: called on rank 0 with the counts, as step 0.
 
     Returns:
-        Figures for `result.json`: rows, negatives per row, rows with fewer than asked for.
+        Figures for `result.json`: rows, negatives per row, rows with fewer than asked for, and `audit`.
 
     Raises:
         ValueError: data or model cannot be used as asked.
     """
     began = time.perf_counter()
+    rules: Rules = call(cfg["mine"])
     source = build.source(cfg, world)
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=jsonl, data=beir or data=pydocs")
-    retrieval, body = build.all_of(
-        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
+    retrieval, body, judge = build.all_of(
+        lambda: build.first(world, lambda: open_set(source.split)),
+        lambda: build.body(cfg, source, world, masked_lm=False),
+        lambda: judge_of(cfg, rules, world),
     )
-    if cfg["mine"]["first"] >= len(retrieval.passages):
+    if rules.first >= len(retrieval.passages):
         raise ValueError(
-            f"mine.first={cfg['mine']['first']} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
+            f"mine.first={rules.first} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
             f"ranks count from 0, so mine.first must be below that"
         )
     encode = embed.encoder(cfg, body, source, world)
-    texts = retrieval.passages.take(range(len(retrieval.passages)))
-    passages = encode(texts, source.passage_max_len, "passages")
+    passages = encode(retrieval.passages.take(range(len(retrieval.passages))), source.passage_max_len, "passages")
     queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    by_model = model_score(lambda numbers: queries[list(numbers)], lambda places: passages[places])
+    score = by_model if judge is None else pair_score(retrieval, judge)
+    miner = Miner(retrieval, rules, cfg["seed"], same_text(retrieval.queries), by_model, score)
+    parts = Path(cfg["output_dir"]) / ".parts"
+    if world.rank == 0:
+        shutil.rmtree(parts, ignore_errors=True)  # of a run that was interrupted
+        parts.mkdir()
+    barrier(world)
+    mine_share(miner, queries, passages, parts, world)
+    barrier(world)
     if world.rank > 0:
         return {}
-    _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())
-    relevant = (retrieval.passages.find(list(retrieval.qrels[query])) for query in retrieval.query_ids)
-    positives = [[text for text in retrieval.passages.take([at for at in places if at >= 0]) if text] for places in relevant]
-    drawn = call(
-        cfg["mine"],
-        ranked,
-        query_ids=retrieval.query_ids,
-        queries=retrieval.queries,
-        positives=positives,
-        passage_ids=retrieval.passages.names(range(len(texts))),
-        passages=texts,
-        seed=cfg["seed"],
-    )
-    rows = mined_rows(retrieval, positives, drawn)
+    audit = auditing.merge((path.read_text("utf8") for path in sorted(parts.glob("*.json"))), cfg["seed"])
     path = Path(cfg["output_dir"]) / "train.jsonl"
-    write(path, "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows))
-    counts = [len(row["neg"]) for row in rows]
-    short = sum(count < cfg["mine"]["number"] for count in counts)
-    figures = {"rows": len(rows), "negatives_per_row": sum(counts) / max(1, len(counts)), "rows_short_of_negatives": short}
-    log(0, figures)
-    console.say(
-        f"wrote {path}: {len(rows):,} rows, {figures['negatives_per_row']:.1f} negatives each on average, "
-        f"{short:,} rows with fewer than {cfg['mine']['number']}"
-    )
+    join(sorted(parts.glob("*.jsonl")), path)
+    shutil.rmtree(parts)
+    figures = auditing.figures(audit)
+    show(cfg, rules, audit, figures)
+    log(0, {name: figures[name] for name in ("rows", "negatives_per_row", "rows_short_of_negatives")})
     return {**figures, "seconds": time.perf_counter() - began}
 
 
-def mined_rows(retrieval: Retrieval, positives: Sequence[list[str]], drawn: Sequence[Sequence[int]]) -> list[dict[str, Any]]:
-    """One row for each query that has a positive, as data=jsonl reads it.
+def judge_of(cfg: build.Config, rules: Rules, world: World) -> Callable[[Sequence[tuple[str, str]]], np.ndarray] | None:
+    """The cross-encoder of `mine.rescore`, on every rank."""
+    path = rules.rescore
+    if path is None:
+        return None
+    return build.first(
+        world, lambda: cross_encoder(path, device=world.device, dtype=build.dtype(cfg, world), batch=rules.rescore_batch)
+    )
 
-    Args:
-        retrieval: Q queries.
-        positives: of each query, texts.
-        drawn: of each query, positions of its negatives in the corpus.
-    """
-    rows = []
-    for number, places in enumerate(drawn):
-        row: dict[str, Any] = {"query": retrieval.queries[number], "pos": positives[number]}
-        row["neg"] = retrieval.passages.take(places)
-        if retrieval.prompts[number] is not None:
-            row["prompt"] = retrieval.prompts[number]
-        if positives[number]:
-            rows.append(row)
-    return rows
+
+def mine_share(miner: Miner, queries: np.ndarray, passages: np.ndarray, parts: Path, world: World) -> None:
+    """Mines this rank's blocks of queries, and writes its rows and its audit into `parts`."""
+    total = len(miner.retrieval.queries)
+    blocks = share(-(-total // BLOCK), world)
+    first, last = (min(total, block * BLOCK) for block in (blocks.start, blocks.stop))
+    audit = auditing.Audit(miner.seed)
+    with (parts / f"{world.rank:06d}.jsonl").open("w", encoding="utf8") as rows:
+        for start in range(first, last, SEARCHED):
+            searched = range(start, min(start + SEARCHED, last))
+            _, ranked = top_k(
+                queries[searched.start : searched.stop], passages, miner.rules.last + SPARE, num_threads=torch.get_num_threads()
+            )
+            for number in range(0, len(searched), BLOCK):
+                mined, counts, dropped = mine(miner, searched[number : number + BLOCK], ranked[number : number + BLOCK])
+                audit.add_counts(counts, dropped)
+                for each in mined:
+                    audit.add(each, miner.rules.number)
+                    rows.write(f"{json.dumps(each.row, ensure_ascii=False)}\n")
+    write(parts / f"{world.rank:06d}.json", audit.dump())
+
+
+def join(parts: Sequence[Path], path: Path) -> None:
+    """Lays files end to end; the result is whole or as it was."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    with beside.open("wb") as whole:
+        for part in parts:
+            with part.open("rb") as piece:
+                shutil.copyfileobj(piece, whole, 1 << 20)
+    beside.replace(path)
+
+
+def show(cfg: build.Config, rules: Rules, audit: auditing.Audit, figures: Mapping[str, Any]) -> None:
+    """Writes the histogram and the examples, and says on the console what was mined."""
+    folder = Path(cfg["output_dir"])
+    by = "the cross-encoder" if rules.rescore is not None else "the model"
+    histogram(folder / "scores.png", auditing.scores_of(audit), title="Mined negatives", label=f"score by {by}")
+    write(folder / "examples.md", auditing.examples(audit))
+    rows, each = f"{figures['rows']:,} rows", f"{figures['negatives_per_row']:.1f} negatives each on average"
+    short = f"{figures['rows_short_of_negatives']:,} rows with fewer than {rules.number}"
+    console.say(f"wrote {folder / 'train.jsonl'}: {rows}, {each}, {short}")
+    dropped = figures["audit"]["dropped_ratio"]
+    if dropped:
+        console.say("dropped of the candidates: " + ", ".join(f"{name} {100 * ratio:.1f} %" for name, ratio in dropped.items()))
+    left_out = figures["audit"]["own_negatives_left_out"]
+    if left_out:
+        console.say(f"left out {left_out:,} negatives that the rows had: mine.keep_negatives=true writes them before those mined")
