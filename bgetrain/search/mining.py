@@ -1,22 +1,21 @@
 """Queries, their ranked passages and the rules, to rows with negatives."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bgetrain.distributed import from_rank, share
 from bgetrain.search.audit import AT_RANDOM, OWN, Mined
+from bgetrain.search.blocks import Ranked
 from bgetrain.search.negatives import Asked, random_places, select
-from bgetrain.search.rescore import similarities
+from bgetrain.search.rescore import Score, texts_at
 from bgetrain.search.rules import Rules
-from bgetrain.types import Retrieval
+from bgetrain.types import Retrieval, World
 
 FILL = 4  # passages drawn at random for each that is missing: the rules drop some of them
 DIGITS = 6  # of a score that is written
-
-# numbers of Q queries, places of passages [Q, K] with -1 for none -> fp64 [Q, K]
-Score = Callable[[Sequence[int], np.ndarray], np.ndarray]
 
 
 class Miner(NamedTuple):
@@ -27,7 +26,6 @@ class Miner(NamedTuple):
         rules: which negatives are drawn.
         seed: of the draw.
         equal: number of a query -> the numbers of all with its text; those without their like are not in it.
-        rank: scores by the model, which make the window.
         score: scores by the cross-encoder where there is one, else by the model; the rules apply to these.
     """
 
@@ -35,7 +33,6 @@ class Miner(NamedTuple):
     rules: Rules
     seed: int
     equal: Mapping[int, list[int]]
-    rank: Score
     score: Score
 
 
@@ -69,45 +66,14 @@ class Drawn(NamedTuple):
     ranks: list[list[int]]
 
 
-def model_score(queries: Callable[[Sequence[int]], np.ndarray], passages: Callable[[np.ndarray], np.ndarray]) -> Score:
-    """Similarities of embeddings.
-
-    Args:
-        queries: numbers of queries -> fp32 [Q, D].
-        passages: places, rising -> fp32 [U, D].
-    """
-
-    def score(numbers: Sequence[int], places: np.ndarray) -> np.ndarray:
-        distinct, at = np.unique(places, return_inverse=True)
-        at = at.reshape(places.shape) - int(len(distinct) > 0 and distinct[0] < 0)
-        return similarities(queries(numbers), passages(distinct[distinct >= 0]), at)
-
-    return score
-
-
-def pair_score(retrieval: Retrieval, judge: Callable[[Sequence[tuple[str, str]]], np.ndarray]) -> Score:
-    """Scores by a cross-encoder, which sees queries without instruction; equal texts are scored once for a query."""
-
-    def score(numbers: Sequence[int], places: np.ndarray) -> np.ndarray:
-        texts = texts_at(retrieval, places)
-        pairs: dict[tuple[int, str], int] = {}
-        rows, columns = np.nonzero(places >= 0)
-        asked = zip(rows.tolist(), places[rows, columns].tolist(), strict=True)
-        which = [pairs.setdefault((row, texts[place]), len(pairs)) for row, place in asked]
-        found = np.zeros(places.shape)
-        found[rows, columns] = judge([(retrieval.queries[numbers[row]], text) for row, text in pairs])[which]
-        return found
-
-    return score
-
-
-def mine(miner: Miner, numbers: range, ranked: np.ndarray) -> tuple[list[Mined], Counter[str], Counter[str]]:
-    """Draws the negatives of some queries; those without a positive are left out.
+def mine(miner: Miner, numbers: range, places: np.ndarray, scores: np.ndarray) -> tuple[list[Mined], Counter[str], Counter[str]]:
+    """Draws the negatives of some queries; those without a positive are left out. Every rank calls it equally often.
 
     Args:
         miner: what is the same for all queries.
-        numbers: of Q queries, one after the other.
-        ranked: int64 [Q, K], places in the corpus, about in order; the model's scores put them in order.
+        numbers: of Q queries, one after the other; there may be none.
+        places: int64 [Q, K], of the passages that the model ranks first to last; -1: none.
+        scores: fp32 [Q, K], the model's.
 
     Returns:
         One row for each query with a positive, in order.
@@ -116,24 +82,22 @@ def mine(miner: Miner, numbers: range, ranked: np.ndarray) -> tuple[list[Mined],
     """
     counts: Counter[str] = Counter()
     block = prepared(miner, numbers, counts)
-    if not block.numbers:
-        return [], counts, Counter()
-    ranked = ranked[[number - numbers[0] for number in block.numbers]]
-    ranked = in_order(ranked, miner.rank(block.numbers, ranked))[:, : miner.rules.last]
-    drawn, dropped = from_window(miner, block, ranked, counts)
+    kept = [number - numbers.start for number in block.numbers]
+    ranked = places[kept]
+    drawn, dropped = from_window(miner, block, ranked, scores[kept].astype(np.float64), counts)
     if miner.rules.fill == "random":
         dropped += fill(miner, block, ranked, drawn, counts)
     own_scores = miner.score(block.numbers, padded(block.own))
     mined = []
     for row, number in enumerate(block.numbers):
         own = block.own[row]
-        scores = [*own_scores[row, : len(own)].tolist(), *drawn.scores[row]]
-        positive_scores = block.relevant_scores[row, : len(block.positives[row])].tolist()
+        of_negatives = [*own_scores[row, : len(own)].tolist(), *drawn.scores[row]]
+        of_positives = block.relevant_scores[row, : len(block.positives[row])].tolist()
         positives, negatives = (
-            [block.texts[place] for place in places] for places in (block.positives[row], [*own, *drawn.places[row]])
+            [block.texts[place] for place in listed] for listed in (block.positives[row], [*own, *drawn.places[row]])
         )
-        line = row_of(miner, number, positives, negatives, positive_scores, scores)
-        mined.append(Mined(block.asked.names[row], line, positive_scores, scores, [*[OWN] * len(own), *drawn.ranks[row]]))
+        line = row_of(miner, number, positives, negatives, of_positives, of_negatives)
+        mined.append(Mined(block.asked.names[row], line, of_positives, of_negatives, [*[OWN] * len(own), *drawn.ranks[row]]))
     return mined, counts, dropped
 
 
@@ -163,11 +127,15 @@ def prepared(miner: Miner, numbers: range, counts: Counter[str]) -> Block:
     return Block(chosen_numbers, positives, relevant, own, asked, scores, texts)
 
 
-def from_window(miner: Miner, block: Block, ranked: np.ndarray, counts: Counter[str]) -> tuple[Drawn, Counter[str]]:
+def from_window(
+    miner: Miner, block: Block, ranked: np.ndarray, scores: np.ndarray, counts: Counter[str]
+) -> tuple[Drawn, Counter[str]]:
     """Draws from the ranks first to last."""
     rules = miner.rules
-    window = ranked[:, rules.first :]
-    columns, scores, dropped = chosen(miner, block, window, block.asked, [rules.number] * len(window), rules, counts)
+    window, scores = ranked[:, rules.first :], scores[:, rules.first :]
+    if rules.rescore is not None:
+        scores = miner.score(block.numbers, window)
+    columns, dropped = chosen(miner, block, window, scores, block.asked, [rules.number] * len(window), rules, counts)
     places = [window[row, listed].tolist() for row, listed in enumerate(columns)]
     of_chosen = [scores[row, listed].tolist() for row, listed in enumerate(columns)]
     return Drawn(places, of_chosen, [[rules.first + column for column in listed] for listed in columns]), dropped
@@ -187,8 +155,9 @@ def fill(miner: Miner, block: Block, ranked: np.ndarray, drawn: Drawn, counts: C
         [*listed, *(block.texts[place] for place in found)]
         for listed, found in zip(block.asked.negatives, drawn.places, strict=True)
     ]
-    random = rules._replace(sampling="random")
-    columns, scores, dropped = chosen(miner, block, places, block.asked._replace(negatives=have), missing, random, counts)
+    scores = miner.score(block.numbers, places)
+    asked, random = block.asked._replace(negatives=have), rules._replace(sampling="random")
+    columns, dropped = chosen(miner, block, places, scores, asked, missing, random, counts)
     for row, listed in enumerate(columns):
         drawn.places[row].extend(places[row, listed].tolist())
         drawn.scores[row].extend(scores[row, listed].tolist())
@@ -197,16 +166,22 @@ def fill(miner: Miner, block: Block, ranked: np.ndarray, drawn: Drawn, counts: C
 
 
 def chosen(
-    miner: Miner, block: Block, places: np.ndarray, asked: Asked, number: Sequence[int], rules: Rules, counts: Counter[str]
-) -> tuple[list[list[int]], np.ndarray, Counter[str]]:
-    """Columns of `places` that are drawn, the scores of all of them, and what was dropped."""
+    miner: Miner,
+    block: Block,
+    places: np.ndarray,
+    scores: np.ndarray,
+    asked: Asked,
+    number: Sequence[int],
+    rules: Rules,
+    counts: Counter[str],
+) -> tuple[list[list[int]], Counter[str]]:
+    """Columns of `places` that are drawn, and what was dropped."""
     counts["candidates"] += int((places >= 0).sum())
-    scores = miner.score(block.numbers, places)
     texts = texts_at(miner.retrieval, places)
     block.texts.update(texts)
     names = dict(zip(texts, miner.retrieval.passages.names(list(texts)), strict=True))
     found = select(places, scores, asked, names=names, texts=texts, rules=rules, number=number, seed=miner.seed)
-    return found.columns, scores, found.dropped
+    return found.columns, found.dropped
 
 
 def row_of(
@@ -246,10 +221,37 @@ def without(places: Sequence[int], relevant: Sequence[int], texts: Mapping[int, 
     return list(first.values())
 
 
-def in_order(places: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """Each row of places by score, falling, then by place; -1 last."""
-    scores = np.where(places < 0, -np.inf, scores)
-    return np.take_along_axis(places, np.lexsort((places, -scores), axis=1), axis=1)
+def in_whole_blocks(found: Ranked, total: int, size: int, world: World) -> Ranked:
+    """Moves queries between neighbours so that each rank has whole blocks of `size` queries.
+
+    Args:
+        found: what this rank has, as a search leaves it.
+        total: queries of all ranks.
+        size: of a block; the last one may be smaller.
+        world: all ranks.
+    """
+    ranks = [world._replace(rank=rank) for rank in range(world.size)]
+    have = [share(total, each) for each in ranks]
+    blocks = [share(-(-total // size), each) for each in ranks]
+    want = [range(min(part.start * size, total), min(part.stop * size, total)) for part in blocks]
+    pieces = []
+    for target, wanted in enumerate(want):
+        for owner, part in enumerate(have):
+            piece = range(max(part.start, wanted.start), min(part.stop, wanted.stop))
+            if not len(piece) or (owner == target and world.rank != target):
+                continue
+            width, at = found.places.shape[1], slice(piece.start - part.start, piece.stop - part.start)
+            empty = np.zeros((len(piece), width), np.float32), np.zeros((len(piece), width), np.int64)
+            arrays = (found.scores[at], found.places[at]) if world.rank == owner else empty
+            if owner != target:
+                arrays = tuple(from_rank(each, owner, world) for each in arrays)
+            if world.rank == target:
+                pieces.append(arrays)
+    own = want[world.rank]
+    scores, places = (
+        np.concatenate([piece[at] for piece in pieces]) if pieces else each[:0] for at, each in enumerate(found[1:3])
+    )
+    return found._replace(queries=own, scores=scores, places=places)
 
 
 def padded(places: Sequence[Sequence[int]]) -> np.ndarray:
@@ -258,10 +260,3 @@ def padded(places: Sequence[Sequence[int]]) -> np.ndarray:
     for row, listed in enumerate(places):
         found[row, : len(listed)] = listed
     return found
-
-
-def texts_at(retrieval: Retrieval, places: np.ndarray) -> dict[int, str]:
-    """Place -> text, for all places but -1."""
-    distinct = np.unique(places)
-    distinct = distinct[distinct >= 0]
-    return dict(zip(distinct.tolist(), retrieval.passages.take(distinct.tolist()), strict=True))

@@ -6,23 +6,77 @@ from typing import Any
 import numpy as np
 import torch
 
+from bgetrain.distributed import gather_arrays, sum_over_ranks
+from bgetrain.search.shards import Embeddings
+from bgetrain.types import Retrieval, World
 
-def similarities(queries: np.ndarray, passages: np.ndarray, at: np.ndarray) -> np.ndarray:
+# numbers of Q queries, places of passages [Q, K] with -1 for none -> fp64 [Q, K]
+Score = Callable[[Sequence[int], np.ndarray], np.ndarray]
+
+
+def model_score(queries: Embeddings, passages: Embeddings, world: World) -> Score:
+    """Similarities of embeddings, each computed where the passage is; every rank calls it equally often."""
+
+    def score(numbers: Sequence[int], places: np.ndarray) -> np.ndarray:
+        rows, columns = np.nonzero(places >= 0)
+        own = np.stack([np.asarray(numbers, np.int64)[rows], places[rows, columns]], axis=1)
+        before = gather_arrays(np.array([len(own)]), world)[: world.rank].sum()
+        asked = gather_arrays(own, world)  # [M, 2], of all ranks
+        distinct, at = np.unique(asked[:, 0], return_inverse=True)
+        vectors = np.zeros((len(distinct), queries.width), np.float32)
+        here = (distinct >= queries.part.start) & (distinct < queries.part.stop)
+        vectors[here] = queries.take(distinct[here])
+        vectors = added(vectors, world)
+        here = (asked[:, 1] >= passages.part.start) & (asked[:, 1] < passages.part.stop)
+        values = np.zeros(len(asked))
+        values[here] = similarities(vectors[at[here]], passages.take(asked[here, 1]))
+        found = np.zeros(places.shape)
+        found[rows, columns] = added(values, world)[before : before + len(own)]
+        return found
+
+    return score
+
+
+def added(array: np.ndarray, world: World) -> np.ndarray:
+    """The sum over ranks, of which one alone has a number that is not 0."""
+    return sum_over_ranks(torch.from_numpy(array), world).numpy()
+
+
+def pair_score(retrieval: Retrieval, judge: Callable[[Sequence[tuple[str, str]]], np.ndarray]) -> Score:
+    """As `model_score`, by a cross-encoder, which sees queries without instruction; equal texts are scored once for a query."""
+
+    def score(numbers: Sequence[int], places: np.ndarray) -> np.ndarray:
+        texts = texts_at(retrieval, places)
+        pairs: dict[tuple[int, str], int] = {}
+        rows, columns = np.nonzero(places >= 0)
+        asked = zip(rows.tolist(), places[rows, columns].tolist(), strict=True)
+        which = [pairs.setdefault((row, texts[place]), len(pairs)) for row, place in asked]
+        found = np.zeros(places.shape)
+        found[rows, columns] = judge([(retrieval.queries[numbers[row]], text) for row, text in pairs])[which]
+        return found
+
+    return score
+
+
+def texts_at(retrieval: Retrieval, places: np.ndarray) -> dict[int, str]:
+    """Place -> text, for all places but -1."""
+    distinct = np.unique(places)
+    distinct = distinct[distinct >= 0]
+    return dict(zip(distinct.tolist(), retrieval.passages.take(distinct.tolist()), strict=True))
+
+
+def similarities(queries: np.ndarray, passages: np.ndarray) -> np.ndarray:
     """Inner products that are the same bit for bit whatever else is computed beside them, unlike a matrix product's.
 
     Args:
-        queries: fp32 [Q, D].
-        passages: fp32 [U, D].
-        at: int64 [Q, K], rows of `passages`; -1: none.
+        queries: fp32 [n, D].
+        passages: fp32 [n, D].
 
     Returns:
-        fp64 [Q, K], 0 where there is none.
+        fp64 [n].
     """
-    found = np.zeros(at.shape)
-    for row, query in enumerate(queries.astype(np.float64)):
-        # a product of two fp32 is exact in fp64, and numpy adds up each row for itself
-        found[row] = np.where(at[row] >= 0, (passages[at[row]] * query).sum(axis=1), 0.0)
-    return found
+    # a product of two fp32 is exact in fp64, and numpy adds up each row for itself
+    return (queries.astype(np.float64) * passages).sum(axis=1)
 
 
 def cross_encoder(

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from bgetrain.distributed import barrier, share
+from bgetrain.distributed import barrier, max_over_ranks
 from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
 from bgetrain.search import audit as auditing
-from bgetrain.search.index import top_k
-from bgetrain.search.mining import Miner, mine, model_score, pair_score
+from bgetrain.search.blocks import Ranked
+from bgetrain.search.mining import Miner, in_whole_blocks, mine
 from bgetrain.search.negatives import same_text
-from bgetrain.search.rescore import cross_encoder
+from bgetrain.search.rescore import cross_encoder, model_score, pair_score
 from bgetrain.search.rules import Rules
 from bgetrain.stage import build, embed
 from bgetrain.target import call
 from bgetrain.types import World
 
 BLOCK = 64  # queries mined together: their pairs go through a cross-encoder in batches that no number of ranks changes
-SEARCHED = 1024  # queries searched together
-SPARE = 16  # ranks searched beyond the window: the last digits of a search's scores depend on what is searched beside them
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -61,18 +58,16 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             f"mine.first={rules.first} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
             f"ranks count from 0, so mine.first must be below that"
         )
-    encode = embed.encoder(cfg, body, source, world)
-    passages = encode(retrieval.passages.take(range(len(retrieval.passages))), source.passage_max_len, "passages")
-    queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
-    by_model = model_score(lambda numbers: queries[list(numbers)], lambda places: passages[places])
-    score = by_model if judge is None else pair_score(retrieval, judge)
-    miner = Miner(retrieval, rules, cfg["seed"], same_text(retrieval.queries), by_model, score)
+    found = embed.embedded(cfg, body, source, retrieval, world)
+    ranked = in_whole_blocks(embed.ranked(cfg, found, rules.last, world), len(retrieval.queries), BLOCK, world)
+    score = model_score(found.queries, found.passages, world) if judge is None else pair_score(retrieval, judge)
+    miner = Miner(retrieval, rules, cfg["seed"], same_text(retrieval.queries), score)
     parts = Path(cfg["output_dir"]) / ".parts"
     if world.rank == 0:
         shutil.rmtree(parts, ignore_errors=True)  # of a run that was interrupted
         parts.mkdir()
     barrier(world)
-    mine_share(miner, queries, passages, parts, world)
+    mine_share(miner, ranked, parts, world)
     barrier(world)
     if world.rank > 0:
         return {}
@@ -96,24 +91,19 @@ def judge_of(cfg: build.Config, rules: Rules, world: World) -> Callable[[Sequenc
     )
 
 
-def mine_share(miner: Miner, queries: np.ndarray, passages: np.ndarray, parts: Path, world: World) -> None:
+def mine_share(miner: Miner, ranked: Ranked, parts: Path, world: World) -> None:
     """Mines this rank's blocks of queries, and writes its rows and its audit into `parts`."""
-    total = len(miner.retrieval.queries)
-    blocks = share(-(-total // BLOCK), world)
-    first, last = (min(total, block * BLOCK) for block in (blocks.start, blocks.stop))
+    own, total = ranked.queries, len(miner.retrieval.queries)
     audit = auditing.Audit(miner.seed)
-    with (parts / f"{world.rank:06d}.jsonl").open("w", encoding="utf8") as rows:
-        for start in range(first, last, SEARCHED):
-            searched = range(start, min(start + SEARCHED, last))
-            _, ranked = top_k(
-                queries[searched.start : searched.stop], passages, miner.rules.last + SPARE, num_threads=torch.get_num_threads()
-            )
-            for number in range(0, len(searched), BLOCK):
-                mined, counts, dropped = mine(miner, searched[number : number + BLOCK], ranked[number : number + BLOCK])
-                audit.add_counts(counts, dropped)
-                for each in mined:
-                    audit.add(each, miner.rules.number)
-                    rows.write(f"{json.dumps(each.row, ensure_ascii=False)}\n")
+    with (parts / f"{world.rank:06d}.jsonl").open("w", encoding="utf8") as rows, embed.track("mine", total, world) as advance:
+        for number in range(max_over_ranks(-(-len(own) // BLOCK), world)):  # all ranks alike: scores may be a collective
+            at = slice(number * BLOCK, (number + 1) * BLOCK)
+            mined, counts, dropped = mine(miner, own[at], ranked.places[at], ranked.scores[at])
+            audit.add_counts(counts, dropped)
+            for each in mined:
+                audit.add(each, miner.rules.number)
+                rows.write(f"{json.dumps(each.row, ensure_ascii=False)}\n")
+            advance(len(own[at]) * world.size)
     write(parts / f"{world.rank:06d}.json", audit.dump())
 
 

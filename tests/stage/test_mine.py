@@ -170,14 +170,14 @@ def test_negatives_lie_below_the_lowest_positive_by_the_margin_wherever_it_is_ra
     texts = [f"{sentence(number, 8)} {WORDS[number]}" for number in range(60)]
     rows = [{"query": sentence(500 + n, 4), "pos": texts[2 * n : 2 * n + 2]} for n in range(30)]
     data = ["data=jsonl", write_rows(tmp_path / "rows.jsonl", rows), "mine.first=0", "mine.last=20", "mine.number=20"]
-    more = ["mine.relative_margin=0.02", "mine.sampling=top", "mine.write_scores=true"]
+    more = ["mine.relative_margin=0.001", "mine.sampling=top", "mine.write_scores=true"]
     figures = run(world, mined(model_folder, tmp_path / "out", *data, *more))
     scores = similarities(model_folder, [row["query"] for row in rows], texts)
     outside = dropped = 0
     for number, row in enumerate(written(tmp_path / "out")):
         own = [2 * number, 2 * number + 1]
         window = np.argsort(-scores[number], kind="stable")[:20].tolist()
-        limit = 0.98 * scores[number, own].min()
+        limit = 0.999 * scores[number, own].min()
         outside += not set(own) <= set(window)
         dropped += sum(scores[number, place] > limit for place in window if place not in own)
         expected = [place for place in window if place not in own and scores[number, place] <= limit]
@@ -200,11 +200,13 @@ def save_judge(model_folder, folder, labels: int):
     from transformers import AutoConfig, AutoTokenizer, BertForSequenceClassification
 
     torch.manual_seed(5)
-    model = BertForSequenceClassification(AutoConfig.from_pretrained(model_folder, num_labels=labels))
-    with torch.no_grad():
+    model = BertForSequenceClassification(AutoConfig.from_pretrained(model_folder, num_labels=labels)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    with torch.no_grad():  # scores that spread around one half
         model.classifier.weight.mul_(20)
+        model.classifier.bias.sub_(model(**tokenizer("ban dor", "kin lun", return_tensors="pt")).logits[0])
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -319,7 +321,7 @@ def test_a_short_row_is_filled_from_beyond_the_ranking_under_the_same_rules(worl
 
 
 def test_the_audit_counts_shows_and_gives_examples(world, model_folder, beir_folder, tmp_path, capsys):
-    data = ["data=beir", f"data.path={beir_folder}", "mine.write_scores=true", "mine.number=8", "mine.max_score=0.9"]
+    data = ["data=beir", f"data.path={beir_folder}", "mine.write_scores=true", "mine.number=8", "mine.max_score=0.996"]
     figures = run(world, mined(model_folder, tmp_path / "out", *data))
     rows, audit = written(tmp_path / "out"), figures["audit"]
     texts = list(texts_of(beir_folder).values())
@@ -327,7 +329,7 @@ def test_the_audit_counts_shows_and_gives_examples(world, model_folder, beir_fol
     scores = similarities(model_folder, queries, texts)
     window = np.argsort(-scores, axis=1, kind="stable")[:, 2:12]
     positives = sum(number in window[number] for number in range(16))
-    high = sum(scores[number, place] > 0.9 for number in range(16) for place in window[number] if place != number)
+    high = sum(scores[number, place] > 0.996 for number in range(16) for place in window[number] if place != number)
     assert audit["candidates"] == 160
     assert audit["dropped_ratio"] == pytest.approx({"max_score": high / 160, "positive": positives / 160})
     short = sum(len(row["neg"]) < 8 for row in rows)
@@ -351,7 +353,7 @@ def test_the_audit_counts_shows_and_gives_examples(world, model_folder, beir_fol
 
 
 SETTINGS = {
-    "margins": ["mine.sampling=top", "mine.relative_margin=0.02", "mine.write_scores=true"],
+    "margins": ["mine.sampling=top", "mine.relative_margin=0.001", "mine.write_scores=true"],
     "weighted": ["mine.sampling=weighted", "mine.near_duplicate=0.5", "mine.fill=random", "mine.first=0", "mine.last=5"],
     "judge": ["mine.sampling=top", "mine.absolute_margin=0.01", "mine.keep_negatives=true", "mine.rescore_batch=5"],
 }
