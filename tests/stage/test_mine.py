@@ -102,11 +102,9 @@ def test_the_jsonl_is_read_back_by_finetune_s_data(world, model_folder, beir_fol
     assert figures["rows_short_of_negatives"] == 0
 
 
-def test_two_ranks_write_what_one_writes_and_another_seed_draws_others(spawn, world, model_folder, beir_folder, tmp_path):
+def test_another_seed_draws_others(world, model_folder, beir_folder, tmp_path):
     data = ["data=beir", f"data.path={beir_folder}"]
     run(world, mined(model_folder, tmp_path / "one", *data))
-    spawn(2, run, mined(model_folder, tmp_path / "two", *data))
-    assert (tmp_path / "one/train.jsonl").read_bytes() == (tmp_path / "two/train.jsonl").read_bytes()
     run(world, mined(model_folder, tmp_path / "seed", *data, "seed=7"))
     assert written(tmp_path / "one") != written(tmp_path / "seed")
 
