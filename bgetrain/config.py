@@ -63,6 +63,8 @@ class Config:
     masking: "Mapping[str, Any]"
     mine: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
+    search: "Mapping[str, Any]"
+    embeddings_cache: "str | None"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
     group_size: "PositiveInt"

@@ -25,6 +25,7 @@ FREE = (
     "chunk_tokens",
     "step_mode",
     "memory_limit",
+    "embeddings_cache",
     "engine",
     "model.gradient_checkpointing",
     "data.num_workers",
@@ -149,7 +150,7 @@ def is_free(name: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Removes what a run has written into `folder`, and nothing else."""
+    """Removes what a run has written into `folder`, and nothing else; embeddings stay, which are found by what they are of."""
     for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", ".parts"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"):

@@ -240,11 +240,11 @@ def in_whole_blocks(found: Ranked, total: int, size: int, world: World) -> Ranke
             piece = range(max(part.start, wanted.start), min(part.stop, wanted.stop))
             if not len(piece) or (owner == target and world.rank != target):
                 continue
-            width, at = found.places.shape[1], slice(piece.start - part.start, piece.stop - part.start)
-            empty = np.zeros((len(piece), width), np.float32), np.zeros((len(piece), width), np.int64)
-            arrays = (found.scores[at], found.places[at]) if world.rank == owner else empty
-            if owner != target:
-                arrays = tuple(from_rank(each, owner, world) for each in arrays)
+            at = slice(piece.start - part.start, piece.stop - part.start)
+            arrays = []
+            for each in (found.scores, found.places):
+                rows = each[at] if world.rank == owner else np.zeros((len(piece), each.shape[1]), each.dtype)
+                arrays.append(rows if owner == target else from_rank(rows, owner, world))
             if world.rank == target:
                 pieces.append(arrays)
     own = want[world.rank]

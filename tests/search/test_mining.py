@@ -34,9 +34,8 @@ def on_ranks(world) -> dict[str, Any]:
     for block in range(max_over_ranks(-(-len(moved.queries) // BLOCK), world)):
         at = slice(block * BLOCK, (block + 1) * BLOCK)
         scores.append(score(moved.queries[at], moved.places[at]))  # ranks with fewer blocks ask for nothing
-    few = in_whole_blocks(
-        Ranked(share(3, world), np.zeros((len(share(3, world)), 1)), np.zeros((len(share(3, world)), 1)), None), 3, BLOCK, world
-    )
+    held_few = np.zeros((len(share(3, world)), 1), np.float32)
+    few = in_whole_blocks(Ranked(share(3, world), held_few, held_few.astype(np.int64), None), 3, BLOCK, world)
     return {"moved": moved, "scores": np.concatenate(scores), "few": few.queries}
 
 
