@@ -80,10 +80,11 @@ def select(
         )
     reasons = reasons_to_drop(places, scores, asked, names, texts, rules)
     columns = []
+    encoded = {place: name.encode() for place, name in names.items()}
     for row, name in enumerate(asked.names):
         kept = np.flatnonzero(reasons[row] == -1)
         start = blake2b(json.dumps([seed, name]).encode(), digest_size=8)
-        order = ordered(kept, scores[row], [names[place] for place in places[row, kept].tolist()], rules, start)
+        order = ordered(kept, scores[row], [encoded[place] for place in places[row, kept].tolist()], rules, start)
         if rules.near_duplicate is not None:
             order = apart(
                 order,
@@ -154,39 +155,35 @@ def repeated(code: np.ndarray, places: np.ndarray, names: Mapping[int, str]) -> 
     return again
 
 
-def ordered(kept: np.ndarray, scores: np.ndarray, named: Sequence[str], rules: Rules, start: "blake2b") -> list[int]:
+def ordered(kept: np.ndarray, scores: np.ndarray, named: Sequence[bytes], rules: Rules, start: "blake2b") -> list[int]:
     """The columns `kept` in the order in which they are drawn.
 
     Args:
         kept: int64 [n], columns of `scores`.
         scores: fp64 [K].
         named: n names of passages.
-        rules: how is drawn, and how many.
+        rules: how is drawn.
         start: a hash that has taken the seed and the query's name.
     """
-    chosen = scores[kept]
-    if rules.sampling == "top" and len(np.unique(chosen)) == len(chosen):
-        return kept[np.argsort(-chosen)].tolist()
     hashes = hashed(start, named)
-    first = np.zeros(len(kept))
-    if rules.sampling == "top":
-        first = -chosen
-    elif rules.sampling == "weighted":
+    if rules.sampling == "random":
+        return kept[np.argsort(hashes)].tolist()
+    falling = scores[kept]
+    if rules.sampling == "weighted":
         # the largest of log-weight + Gumbel noise are a sample without replacement: Kool et al. 2019, arXiv:1903.06059
-        share = np.array([(value >> 12) + 0.5 for value in hashes]) / 2.0**52  # never 0 or 1
-        first = -(chosen / rules.temperature - np.log(-np.log(share)))
-    order = sorted(zip(first.tolist(), hashes, named, kept.tolist(), strict=True))
-    return [column for *_, column in order]
+        share = ((hashes >> np.uint64(12)).astype(np.float64) + 0.5) / 2.0**52  # never 0 or 1
+        falling = falling / rules.temperature - np.log(-np.log(share))
+    return kept[np.lexsort((hashes, -falling))].tolist()
 
 
-def hashed(start: "blake2b", named: Iterable[str]) -> list[int]:
-    """A number of 64 bits for each name."""
-    found = []
-    for name in named:
-        state = start.copy()
-        state.update(name.encode())
-        found.append(int.from_bytes(state.digest(), "big"))
-    return found
+def hashed(start: "blake2b", names: Iterable[bytes]) -> np.ndarray:
+    """uint64 [n], a number for each name."""
+    found, copy = [], start.copy
+    for name in names:
+        state = copy()
+        state.update(name)
+        found.append(state.digest())
+    return np.frombuffer(b"".join(found), ">u8").astype(np.uint64)
 
 
 def apart(
@@ -229,11 +226,11 @@ def random_places(num_passages: int, number: int, excluded: Collection[int], *, 
     start = blake2b(json.dumps([seed, query_name, "fill"]).encode(), digest_size=8)
     if num_passages <= 4 * (number + len(excluded)):
         rest = [place for place in range(num_passages) if place not in excluded]
-        return [place for _, place in sorted(zip(hashed(start, map(str, rest)), rest, strict=True))][:number]
+        return [rest[at] for at in np.argsort(hashed(start, (str(place).encode() for place in rest)))[:number]]
     found: dict[int, None] = {}
     attempt = 0
     while len(found) < number:  # each attempt finds one with a chance above 3 in 4
-        place = hashed(start, [str(attempt)])[0] % num_passages
+        place = int(hashed(start, [str(attempt).encode()])[0]) % num_passages
         attempt += 1
         if place not in excluded:
             found.setdefault(place)

@@ -363,16 +363,16 @@ def mine_all(world, model_folder, judge_folder, files: str, folder: str) -> dict
         judge = [f"mine.rescore={judge_folder}"] if name == "judge" else []
         output = f"{folder}/{name}"
         lengths = ["data.query_max_len=32", "data.passage_max_len=32", "mine.first=2", "mine.last=12", "mine.number=4"]
-        model = [f"model.path={model_folder}", f"output_dir={output}", "chunk_tokens=100", "data=jsonl", files]
+        model = [f"model.path={model_folder}", f"output_dir={output}", "data=jsonl", files, f"embeddings_cache={folder}/kept"]
         found[name] = run(world, [*model, *lengths, *judge, *more])
     return found
 
 
 def test_any_number_of_ranks_writes_the_same_bytes(spawn, world, model_folder, judge_folder, tmp_path):
-    texts = [sentence(number, 12) for number in range(400)]
+    texts = [sentence(number, 12) for number in range(300)]
     rows = [
         {"query": sentence(1000 + n, 6), "pos": texts[2 * n : 2 * n + 1 + n % 2], "neg": texts[2 * n + 5 : 2 * n + 5 + n % 3]}
-        for n in range(190)
+        for n in range(140)
     ]
     files = write_rows(tmp_path / "rows.jsonl", rows)
     one = mine_all(world, model_folder, judge_folder, files, str(tmp_path / "1"))
@@ -385,4 +385,4 @@ def test_any_number_of_ranks_writes_the_same_bytes(spawn, world, model_folder, j
                     name,
                 )
             assert {**many[name], "seconds": 0} == {**one[name], "seconds": 0}
-    assert all(len(written(tmp_path / f"1/{name}")) == 190 for name in SETTINGS)
+    assert all(len(written(tmp_path / f"1/{name}")) == 140 for name in SETTINGS)
