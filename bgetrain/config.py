@@ -251,6 +251,9 @@ def check_across(cfg: dict[str, Any]) -> None:
         raise ValueError(
             f"mine.first={cfg['mine']['first']} must be below mine.last={cfg['mine']['last']}: ranks count from 0, best first"
         )
+    least, most = (cfg.get("mine", {}).get(key) for key in ("min_score", "max_score"))
+    if least is not None and most is not None and least >= most:
+        raise ValueError(f"mine.min_score={least} must be below mine.max_score={most}: nothing would be left")
 
 
 def check_contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:

@@ -152,9 +152,9 @@ def is_free(name: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Removes what a run has written into `folder`, and nothing else; embeddings stay, which are found by what they are of."""
-    for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite"):
+    for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", ".parts"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl"):
+    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"):
         (folder / name).unlink(missing_ok=True)
 
 
