@@ -4,7 +4,7 @@ Legend: W ranks, B queries on this rank, G passages per query, P passages of all
 of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width, V vocabulary, M masked positions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -159,6 +159,8 @@ class Source(NamedTuple):
         passage_max_len: the same for passages and pre-training texts.
         query_instruction: put before every query.
         missing_negatives: what stands in for negatives where a row has none.
+        scan: reads part i of n (0 <= i < n) of the rows as the files have them, in their order and without a cache; what
+            cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
     """
 
     name: str
@@ -171,6 +173,7 @@ class Source(NamedTuple):
     passage_max_len: int
     query_instruction: str
     missing_negatives: str
+    scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
 
 
 class Ragged(NamedTuple):

@@ -3,12 +3,13 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bgetrain.data.files import existing
 from bgetrain.data.passages import ListedPassages
-from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
+from bgetrain.data.records import ROW_COLUMNS, labelled, scan, texts_only
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
 
 FORMAT = 3  # of the cached Arrow files; a change makes old ones unused
@@ -42,9 +43,9 @@ def jsonl(
     """
     paths = named_files(files)
     check_columns(columns, ROW_COLUMNS)
-    rows = ArrowRows(paths, None, dict(columns))
+    rows, scanner = ArrowRows(paths, None, dict(columns)), partial(scan, "rows", paths, None, dict(columns))
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
-    return Source("data=jsonl", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+    return rows_source("data=jsonl", rows, paths, limits, scanner)
 
 
 def text(
@@ -59,9 +60,9 @@ def text(
     """Opens files of texts `{"text": str}` for pre-training; arguments as for `jsonl`."""
     paths = named_files(files)
     check_columns(columns, ("text",))
-    texts = ArrowTexts(paths, None, dict(columns))
+    texts, scanner = ArrowTexts(paths, None, dict(columns)), partial(scan, "texts", paths, None, dict(columns))
     limits = (split, query_max_len, passage_max_len, query_instruction, "refuse")
-    return Source("data=text", texts.open, None, None, paths, *limits)
+    return Source("data=text", texts.open, None, None, paths, *limits, scanner)
 
 
 def hub(
@@ -91,11 +92,15 @@ def hub(
     origin = {"path": path, "config": config, "split": split, "columns": sorted(columns)}
     if "text" in columns:
         check_columns(columns, ("text",))
-        texts = ArrowTexts(paths, origin, dict(columns))
-        return Source(f"data={path}", texts.open, None, None, paths, *limits)
+        texts, scanner = ArrowTexts(paths, origin, dict(columns)), partial(scan, "texts", paths, origin, dict(columns))
+        return Source(f"data={path}", texts.open, None, None, paths, *limits, scanner)
     check_columns(columns, ROW_COLUMNS)
-    rows = ArrowRows(paths, origin, dict(columns))
-    return Source(f"data={path}", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+    rows, scanner = ArrowRows(paths, origin, dict(columns)), partial(scan, "rows", paths, origin, dict(columns))
+    return rows_source(f"data={path}", rows, paths, limits, scanner)
+
+
+def rows_source(name: str, rows: "ArrowRows", paths: list[str], limits: tuple[str, int, int, str, str], scanner: Any) -> Source:
+    return Source(name, lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits, scanner)
 
 
 def named_files(patterns: Sequence[str]) -> list[str]:
