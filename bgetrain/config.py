@@ -63,6 +63,7 @@ class Config:
     masking: "Mapping[str, Any]"
     mine: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
+    check: "Mapping[str, Any]"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
     group_size: "PositiveInt"

@@ -29,10 +29,11 @@ FREE = (
     "model.gradient_checkpointing",
     "data.num_workers",
     "data.cache",
+    "check.num_workers",
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json")
+LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "report.json", "result.json")
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -152,7 +153,7 @@ def clear(folder: Path) -> None:
     """Removes what a run has written into `folder`, and nothing else."""
     for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl"):
+    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "report.json", "report.html"):
         (folder / name).unlink(missing_ok=True)
 
 

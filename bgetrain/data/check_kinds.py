@@ -51,7 +51,9 @@ KINDS = {
     "shared_passage": Kind(
         "notice", "a passage stands in the corpus of an evaluation set, relevant to none of its queries", "know of it"
     ),
-    "near_leaked_query": Kind("notice", "the query is close to one of an evaluation set", "read some, then decide as for equal ones"),
+    "near_leaked_query": Kind(
+        "notice", "the query is close to one of an evaluation set", "read some, then decide as for equal ones"
+    ),
     "near_leaked_passage": Kind(
         "notice", "a positive is close to a relevant passage of an evaluation set", "read some, then decide as for equal ones"
     ),

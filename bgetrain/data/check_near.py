@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bgetrain.data.check_rows import normalised
+from bgetrain.data.check_rows import digest, normalised
 
 HASHES = 128
 SHINGLE = 5  # characters; Lee et al. 2022 (arXiv:2107.06499) take words, which Chinese text does not show
@@ -39,28 +39,33 @@ class Sample:
     """
 
     def __init__(self, most: int) -> None:
-        self.most, self.seen = most, 0
+        self.most, self.full = most, False
         self.kept: dict[int, Text] = {}  # by the text's digest
         self.order: list[tuple[int, int]] = []  # a heap of (-key, -digest): the greatest first
 
-    def add(self, text: str, digest: int, place: int) -> None:
-        self.seen += 1
-        known = self.kept.get(digest)
+    def add(self, text: str, number: int, place: int) -> None:
+        """Considers a text.
+
+        Args:
+            text: as it is.
+            number: its digest.
+            place: where it stands.
+        """
+        known = self.kept.get(number)
         if known:
             if place < known.place:
-                self.kept[digest] = known._replace(place=place)
+                self.kept[number] = known._replace(place=place)
             return
-        self.keep(digest, Text(sampling_key(text), place, text))
-
-    def keep(self, digest: int, text: Text) -> None:
+        found = Text(sampling_key(text), place, text)
         if len(self.kept) >= self.most:
-            least = heapq.heappushpop(self.order, (-text.key, -digest))
-            if least == (-text.key, -digest):
+            self.full = True
+            greatest = heapq.heappushpop(self.order, (-found.key, -number))
+            if greatest == (-found.key, -number):
                 return
-            del self.kept[-least[1]]
+            del self.kept[-greatest[1]]
         else:
-            heapq.heappush(self.order, (-text.key, -digest))
-        self.kept[digest] = text
+            heapq.heappush(self.order, (-found.key, -number))
+        self.kept[number] = found
 
 
 def sampling_key(text: str) -> int:
@@ -97,27 +102,31 @@ def signature(text: str) -> Any:
 
 
 class Signed(NamedTuple):
-    """A text by its signature."""
+    """A text by its signature; `plain` is the digest of it normalised."""
 
     key: int
     place: int
+    plain: int
     signature: Any
 
 
 def signed(sample: Sample) -> dict[int, Signed]:
     """The signatures of a sample, by the texts' digests."""
-    return {digest: Signed(each.key, each.place, signature(each.text)) for digest, each in sample.kept.items()}
+    return {
+        number: Signed(each.key, each.place, digest(normalised(each.text)), signature(each.text))
+        for number, each in sample.kept.items()
+    }
 
 
 def joined(samples: Sequence[Mapping[int, Signed]], most: int) -> dict[int, Signed]:
     """The sample that one worker would have drawn of all rows."""
     found: dict[int, Signed] = {}
     for sample in samples:
-        for digest, each in sample.items():
-            if digest not in found or each.place < found[digest].place:
-                found[digest] = each
-    least = heapq.nsmallest(most, found, key=lambda digest: (found[digest].key, digest))
-    return {digest: found[digest] for digest in least}
+        for number, each in sample.items():
+            if number not in found or each.place < found[number].place:
+                found[number] = each
+    least = heapq.nsmallest(most, found, key=lambda number: (found[number].key, number))
+    return {number: found[number] for number in least}
 
 
 class Pair(NamedTuple):
@@ -136,24 +145,26 @@ def index(threshold: float) -> Any:
 
 def close_pairs(sample: Mapping[int, Signed], threshold: float) -> list[Pair]:
     """Each text that is close to an earlier one, with the first of those."""
-    known, found, by_place = index(threshold), [], {}
-    for digest, each in sorted(sample.items(), key=lambda item: (item[1].place, item[0])):
-        near = [(by_place[name].place, each.signature.jaccard(by_place[name].signature)) for name in known.query(each.signature)]
+    known, found = index(threshold), []
+    earlier: dict[int, Signed] = {}
+    for number, each in sorted(sample.items(), key=lambda item: (item[1].place, item[0])):
+        near = [(earlier[name].place, each.signature.jaccard(earlier[name].signature)) for name in known.query(each.signature)]
         near = sorted(pair for pair in near if pair[1] >= threshold)
         if near:
             found.append(Pair(each.place, *near[0]))
-        by_place[digest] = each
-        known.insert(digest, each.signature, check_duplication=False)
+        earlier[number] = each
+        known.insert(number, each.signature, check_duplication=False)
     return found
 
 
 def close_to(sample: Mapping[int, Signed], others: Mapping[int, Signed], threshold: float) -> list[Pair]:
     """Each text of `sample` that is close to one of `others`, and the nearest of those; equal ones are left out."""
     known, found = index(threshold), []
-    for digest, other in others.items():
-        known.insert(digest, other.signature, check_duplication=False)
-    for digest, each in sorted(sample.items(), key=lambda item: (item[1].place, item[0])):
+    plain = {other.plain for other in others.values()}
+    for name, other in others.items():
+        known.insert(name, other.signature, check_duplication=False)
+    for _, each in sorted(sample.items(), key=lambda item: (item[1].place, item[0])):
         near = [(each.signature.jaccard(others[name].signature), -others[name].place) for name in known.query(each.signature)]
-        if near and max(near)[0] >= threshold and digest not in others:
+        if near and max(near)[0] >= threshold and each.plain not in plain:
             found.append(Pair(each.place, -max(near)[1], max(near)[0]))
     return found

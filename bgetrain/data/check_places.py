@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 WHERE = re.compile(r"(.*)(:|, row )(\d+)", re.S)
 LINES = 40  # bits of a line's number: 10^12 lines
+Detail = str | int | tuple[int, float]  # of a finding: words | the place of an equal text | of a close one, how close
 STRANGE = 1 << 22  # files that the source does not list come after those that it does
 
 
@@ -53,13 +54,13 @@ class First:
 
     def __init__(self, most: int) -> None:
         self.most, self.count = most, 0
-        self.kept: list[tuple[int, str]] = []  # (place, what is said of it), by place
+        self.kept: list[tuple[int, Detail]] = []  # by place
 
-    def add(self, place: int, detail: str) -> None:
+    def add(self, place: int, detail: Detail) -> None:
         self.count += 1
         self.keep(place, detail)
 
-    def keep(self, place: int, detail: str) -> None:
+    def keep(self, place: int, detail: Detail) -> None:
         if len(self.kept) < self.most or place < self.kept[-1][0]:
             bisect.insort(self.kept, (place, detail))
             del self.kept[self.most :]

@@ -76,3 +76,9 @@ def estimated_tokens(text: str) -> int:
     """Tokens of a text where there is no tokenizer: a hanzi, kana or hangul is one, of other characters four are."""
     wide = sum(1 for _ in WIDE.finditer(text)) if not text.isascii() else 0
     return wide + round((len(text) - wide) / LETTERS_PER_TOKEN) + 2  # the special tokens at both ends
+
+
+def excerpt(text: str) -> str:
+    """The beginning of a text in one line, to be recognised by."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 80 else f"{plain[:77]}..."
