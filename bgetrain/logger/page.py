@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, HEIGHT = 360, 150  # of a picture, in pixels of a phone; larger screens enlarge it a little
-LEFT, RIGHT, TOP, BOTTOM = 34, 8, 14, 20  # margins
+LEFT, RIGHT, TOP, BOTTOM = 42, 8, 14, 20  # margins
 TICKS = 5
 SHOWN = 20  # places of each kind
 
