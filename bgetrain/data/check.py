@@ -67,14 +67,13 @@ def examine(
     """
     if near_duplicates == 0:
         raise ValueError("check.near_duplicates=0 would make all texts close: give a similarity above 0, or null")
-    opened: Any = open_source()
+    opened = open_source()
     evaluation = read_evaluation(leakage, near_rows if near_duplicates else 0) if leakage else None
     if evaluation:
         evaluation.queries.save(folder, "queries")
         evaluation.passages.save(folder, "passages")
     reports = []
-    numbers: list[int | None] = list(range(len(opened.parts))) if getattr(opened, "parts", None) else [None]
-    for number in numbers:
+    for number in range(len(opened.mix.parts)) if opened.mix else [None]:
         into = folder / f"source-{number}"
         into.mkdir()
         job = Job(
@@ -87,7 +86,7 @@ def examine(
             language_rows,
             places,
         )
-        source = opened if number is None else opened.parts[number].source
+        source = chosen(opened, number)
         tally = read(source, job, num_workers, track)
         add_duplicates(tally, into)
         shutil.rmtree(into)
@@ -116,8 +115,14 @@ def summary(name: str, reports: Sequence[dict[str, Any]], leakage: dict[str, Any
 
 def part_of(open_source: Callable[[], Source], number: int | None) -> Source:
     """The source, or one of those that a mixture is made of."""
-    opened: Any = open_source()
-    return opened if number is None else opened.parts[number].source
+    return chosen(open_source(), number)
+
+
+def chosen(opened: Source, number: int | None) -> Source:
+    if opened.mix is None or number is None:
+        return opened
+    part = opened.mix.parts[number]
+    return part.source._replace(name=f"{part.name} ({part.source.name})")
 
 
 def read(source: Source, job: Job, num_workers: int, track: Track) -> Tally:

@@ -62,7 +62,7 @@ def text(
     check_columns(columns, ("text",))
     texts, scanner = ArrowTexts(paths, None, dict(columns)), partial(scan, "texts", paths, None, dict(columns))
     limits = (split, query_max_len, passage_max_len, query_instruction, "refuse")
-    return Source("data=text", texts.open, None, None, paths, *limits, scanner)
+    return Source("data=text", texts.open, None, None, paths, *limits, scan=scanner)
 
 
 def hub(
@@ -93,14 +93,16 @@ def hub(
     if "text" in columns:
         check_columns(columns, ("text",))
         texts, scanner = ArrowTexts(paths, origin, dict(columns)), partial(scan, "texts", paths, origin, dict(columns))
-        return Source(f"data={path}", texts.open, None, None, paths, *limits, scanner)
+        return Source(f"data={path}", texts.open, None, None, paths, *limits, scan=scanner)
     check_columns(columns, ROW_COLUMNS)
     rows, scanner = ArrowRows(paths, origin, dict(columns)), partial(scan, "rows", paths, origin, dict(columns))
     return rows_source(f"data={path}", rows, paths, limits, scanner)
 
 
 def rows_source(name: str, rows: "ArrowRows", paths: list[str], limits: tuple[str, int, int, str, str], scanner: Any) -> Source:
-    return Source(name, lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits, scanner)
+    return Source(
+        name, lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits, scan=scanner
+    )
 
 
 def named_files(patterns: Sequence[str]) -> list[str]:

@@ -37,7 +37,8 @@ def test_a_fault_in_one_worker_ends_all(job, sort, words):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_worker_outlives_the_first_process(number, tmp_path):
-    code = f"from divided import divided; from bgetrain.data.workers import in_parallel; in_parallel(divided, {str(tmp_path)!r}, 2, print)"
+    code = "from divided import divided; from bgetrain.data.workers import in_parallel; "
+    code += f"in_parallel(divided, {str(tmp_path)!r}, 2, print)"
     paths = [str(Path(__file__).parent.parent), *sys.path]
     first = subprocess.Popen(
         [sys.executable, "-c", code],
