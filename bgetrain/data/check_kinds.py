@@ -30,6 +30,13 @@ KINDS = {
     "bad_passage": Kind("unusable", "a positive is neither a text nor an object with text", COLUMNS),
     "empty_negative": Kind("unusable", 'a negative is empty or blank, as in neg: [""]', "take it out; neg: [] says none"),
     "bad_negative": Kind("unusable", "a negative is neither a text nor an object with text", COLUMNS),
+    "unknown_passage": Kind(
+        "unusable", "a positive is an id that data.corpus has not", "give the corpus that the rows belong to"
+    ),
+    "unknown_negative": Kind(
+        "unusable", "a negative is an id that data.corpus has not", "give the corpus that the rows belong to"
+    ),
+    "no_label": Kind("unusable", "the row has no label of those that data.labels names", "see data.labels"),
     "bad_scores": Kind("unusable", "the scores are no finite numbers, or not one for each passage", "give one for each passage"),
     "empty_text": Kind("unusable", "the text is empty or blank", "delete the row"),
     "no_text": Kind("unusable", "there is no text", COLUMNS),

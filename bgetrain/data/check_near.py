@@ -7,6 +7,7 @@ threshold, as 128 hashes estimate it (standard error at most 0.045).
 import heapq
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from hashlib import blake2b
 from typing import Any, NamedTuple
 
@@ -90,11 +91,19 @@ def shingles(text: str) -> np.ndarray:
     return np.unique(((mixed ^ (mixed >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(32)).astype(np.uint32))
 
 
+@cache
+def empty() -> Any:
+    """The MinHash of no text, to be copied: drawing the 128 hash functions takes as long as hashing a text."""
+    from datasketch import MinHash
+
+    return MinHash(HASHES, seed=1, hashfunc=int)
+
+
 def signature(text: str) -> Any:
     """datasketch's LeanMinHash of a text, 512 bytes."""
-    from datasketch import LeanMinHash, MinHash
+    from datasketch import LeanMinHash
 
-    made = MinHash(HASHES, seed=1, hashfunc=int)
+    made = empty().copy()
     found = shingles(text)
     for start in range(0, len(found), BLOCK):
         made.update_batch(found[start : start + BLOCK].tolist())

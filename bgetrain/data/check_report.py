@@ -47,7 +47,7 @@ def source_report(
             "ratio_with_any": 1.0 if source.query_instruction and tally.usable else share(tally.prompted, tally.usable),
         },
         "scores": {"rows": tally.scored, "ratio": share(tally.scored, tally.usable)},
-        "languages": languages(tally.sample.texts()),
+        "languages": languages(tally.sample.texts(), labelled=not tally.lengths["text"].counts.any()),
         "near_duplicates": near,
     }
 
@@ -120,14 +120,14 @@ def bars(counts: np.ndarray, last: int) -> dict[str, list[int]]:
     return {"edges": edges.tolist(), "counts": found.tolist()}
 
 
-def languages(sample: list[tuple[str, ...]]) -> dict[str, Any] | None:
+def languages(sample: list[tuple[str, ...]], *, labelled: bool) -> dict[str, Any] | None:
     """A guess at the language of queries and positives, most frequent first; short texts are often guessed wrong."""
     if not sample:
         return None
     from py3langid.langid import classify
 
     guessed = [tuple(classify(text)[0] for text in texts) for texts in sample]
-    sides = ("query", "passage") if len(guessed[0]) == 2 else ("text",)
+    sides = ("query", "passage") if labelled else ("text",)
     counts = {side: dict(Counter(each[at] for each in guessed if at < len(each)).most_common()) for at, side in enumerate(sides)}
     pairs = [each for each in guessed if len(each) == 2]
     return {"rows": len(sample), **counts, "rows_of_two_languages": sum(query != passage for query, passage in pairs)}
