@@ -69,6 +69,14 @@ def test_places_sort_as_the_rows_stand_and_come_back():
     assert places.name(places.pack("whole file")) == "whole file"
 
 
+def test_places_of_files_that_another_worker_has_read_are_named():
+    one, two = Places(["a", "b"]), Places(["a", "b"])
+    one.pack("a:1")
+    place = two.pack("b:7")
+    one.join(two.heads)
+    assert one.name(place) == "b:7"
+
+
 def test_the_first_places_are_kept_whatever_the_order():
     numbers = list(range(50))
     random.Random(1).shuffle(numbers)

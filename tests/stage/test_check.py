@@ -84,7 +84,12 @@ def folder(tmp_path_factory):
     (folder / "expected.json").write_text(json.dumps(expected))
     evaluation = folder / "eval"
     (evaluation / "qrels").mkdir(parents=True)
-    corpus = [("d1", "title", "otters eat fish"), ("d2", "", "Bears sleep all winter"), ("d3", "", "geese")]
+    corpus = [
+        ("d0", "", "Title otters eat FISH"),
+        ("d1", "title", "otters eat fish"),
+        ("d2", "", "Bears sleep all winter"),
+        ("d3", "", "geese"),
+    ]
     (evaluation / "corpus.jsonl").write_text("".join(json.dumps({"_id": a, "title": b, "text": c}) + "\n" for a, b, c in corpus))
     queries = [
         ("t", good(3)["query"]),
@@ -146,8 +151,9 @@ def test_what_is_said_of_a_place_names_the_other_one(folder, reports):
     assert kinds["duplicate_row"]["details"] == [f"same as {folder}/plain.jsonl:2"]
     assert kinds["duplicate_query"]["details"] == [f"same as {folder}/plain.jsonl:3"]
     assert kinds["leaked_query"]["details"] == [f"same as {folder}/eval/queries.jsonl:2"]
-    assert kinds["leaked_passage"]["details"] == [f"same as {folder}/eval/corpus.jsonl:1"] * 2
-    assert kinds["shared_passage"]["details"] == [f"same as {folder}/eval/corpus.jsonl:2"]
+    # line 1 has the same text and is relevant to nothing
+    assert kinds["leaked_passage"]["details"] == [f"same as {folder}/eval/corpus.jsonl:2"] * 2
+    assert kinds["shared_passage"]["details"] == [f"same as {folder}/eval/corpus.jsonl:3"]
     assert kinds["near_leaked_query"]["details"][0].startswith(f"close to {folder}/eval/queries.jsonl:3 (similarity 0.9")
     assert kinds["near_duplicate_query"]["details"][0].startswith(f"close to {folder}/plain.jsonl:7 (similarity 0.9")
     assert kinds["malformed"]["details"][0].startswith("not JSON: ")
