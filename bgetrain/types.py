@@ -19,6 +19,9 @@ PositiveFloat = float  # > 0
 NonNegativeFloat = float  # >= 0
 Ratio = float  # 0 <= x <= 1
 Negatives = Literal["group", "rank", "world"]
+# Where a column map finds one of our columns: a column, a path such as "answers.text", a place in lines that are lists.
+Column = str | int | list[str | int]
+OnBadRow = Literal["stop", "skip"]
 MissingNegatives = Literal["random", "refuse"]
 Pooling = Literal["cls", "mean", "last"]
 Directions = Literal["forward", "both", "joint"]
@@ -137,6 +140,7 @@ class Retrieval(NamedTuple):
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
+        notes: what is to be told of the rows that it was made from, line by line.
     """
 
     passages: Passages
@@ -144,6 +148,7 @@ class Retrieval(NamedTuple):
     queries: list[str]
     prompts: list[str | None]
     qrels: dict[str, dict[str, int]]
+    notes: Sequence[str] = ()
 
 
 class Part(NamedTuple):
@@ -200,9 +205,9 @@ class Source(NamedTuple):
         passage_max_len: the same for passages and pre-training texts.
         query_instruction: put before every query.
         missing_negatives: what stands in for negatives where a row has none.
-        mix: the sources that it is made of; None: it is one.
         scan: reads part i of n (0 <= i < n) of the rows as the files have them, in their order and without a cache; what
             cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
+        mix: the sources that it is made of; None: it is one.
     """
 
     name: str
@@ -215,8 +220,8 @@ class Source(NamedTuple):
     passage_max_len: int
     query_instruction: str
     missing_negatives: str
-    mix: Mix | None = None
     scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
+    mix: Mix | None = None
 
 
 class Ragged(NamedTuple):

@@ -1,4 +1,4 @@
-"""Lines of JSON from plain or compressed files, with the place of every fault."""
+"""Lines of JSON from plain or compressed files, and rows of parquet, with the place of every fault."""
 
 import bz2
 import gzip
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from bgetrain.types import Fault
 
 HALF = re.compile("[\ud800-\udfff]")  # no tokenizer and no UTF-8 file takes these
+UNREADABLE = "unreadable"  # the kind of what ends a file before its end: rows behind it are lost, however many
 EDGE = 1 << 20  # bytes hashed at each end of a file
 
 
@@ -64,12 +65,12 @@ class Entry(NamedTuple):
     Attributes:
         number: of the line or row, from 1.
         value: the row.
-        refused: why there is none.
+        error: why there is none.
     """
 
     number: int
     value: Any
-    refused: RowError | None
+    error: RowError | None
 
 
 def existing(path: str, key: str) -> Path:
@@ -104,13 +105,25 @@ def lines(path: Path) -> Iterator[Line]:
     Raises:
         ValueError: a line that is no JSON object, or bytes that are no UTF-8 or not unpacked; names file and line.
     """
-    for number, value, refused in entries(path):
+    for number, value, error in entries(path):
         where = f"{path}:{number}"
-        if refused:
-            raise ValueError(refused.at(where).message) from refused
+        if error:
+            raise ValueError(error.at(where).message) from error
         if not isinstance(value, dict):
             raise ValueError(f"{where}: {no_object(value)}")
         yield Line(value, where)
+
+
+def parquet(path: Path) -> Iterator[Line]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
+            yield Line(row, f"{path}, row {number}")
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:
@@ -128,13 +141,12 @@ def numbered(path: Path) -> Iterator[tuple[int, str]]:
             raise ValueError(error.at(f"{path}:{number}").message) from error
 
 
-def entries(path: Path, part: int = 0, parts: int = 1) -> Iterator[Entry]:
-    """The JSON values of the lines whose number modulo `parts` is `part`; a bad line does not end them."""
+def entries(path: Path) -> Iterator[Entry]:
+    """The JSON values of the lines that are not empty; a bad line does not end them."""
     for number, line in unpacked(path):
         if isinstance(line, RowError):
-            if part == 0:
-                yield Entry(number, None, line)
-        elif number % parts == part and line.strip():
+            yield Entry(number, None, line)
+        elif line.strip():
             yield entry(number, line)
 
 
@@ -157,7 +169,7 @@ def unpacked(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if not opener:
             raise
-        yield number + 1, RowError("malformed", f"not a whole {name} file: {error}")
+        yield number + 1, RowError(UNREADABLE, f"not a whole {name} file: {error}")
 
 
 def decoded(line: bytes) -> str:

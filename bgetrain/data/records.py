@@ -1,223 +1,211 @@
-"""What stands in JSONL, parquet and hub files, held against what a row or a text must be."""
+"""What stands in the rows of a source, held against what a row or a text must be: the one place that judges them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
-from bgetrain import hub
-from bgetrain.data.files import Entry, RowError, entries, no_object
-from bgetrain.types import Fault, Found, Row
+from bgetrain.data.columns import (
+    MISSING,
+    ROW_COLUMNS,
+    brief,
+    joined,
+    listed,
+    named,
+    numbered_columns,
+    value_at,
+    value_or_none,
+)
+from bgetrain.data.files import RowError, no_object
+from bgetrain.types import Column
 
-T = TypeVar("T")
-ROW_COLUMNS = ("query", "pos", "neg", "prompt", "pos_scores", "neg_scores")
-
-
-def raw(paths: Sequence[str], origin: dict[str, Any] | None, part: int = 0, parts: int = 1) -> Iterator[tuple[str, Entry]]:
-    """Rows of the sources as they are, with their places: those of each file whose number modulo `parts` is `part`."""
-    if origin is not None:
-        for number, row in enumerate(reached(origin), 1):
-            if number % parts == part:
-                yield f"{origin['path']}, row {number}", Entry(number, row, None)
-        return
-    for path in map(Path, paths):
-        if path.suffix == ".parquet":
-            for entry in parquet(path):
-                if entry.number % parts == part:
-                    yield f"{path}, row {entry.number}" if entry.number else str(path), entry
-        else:
-            for entry in entries(path, part, parts):
-                yield f"{path}:{entry.number}", entry
+Record = dict[str, Any]
 
 
-def parquet(path: Path) -> Iterator[Entry]:
-    """Rows of a parquet file; number 0 for what concerns all of it."""
-    import pyarrow
-    import pyarrow.parquet
+class Reading(NamedTuple):
+    """What is read and how; all that decides what comes out.
 
-    try:
-        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
-            yield Entry(number, row, None)
-    except pyarrow.ArrowException as error:
-        yield Entry(0, None, RowError("malformed", f"cannot be read as parquet: {error}"))
+    Attributes:
+        kind: labelled rows or texts.
+        paths: files, in order; empty where `origin` names them.
+        origin: path, config, split and files of a data set of the hub or of a folder like one; None: `paths` are all.
+        columns: our name -> theirs.
+        labels: column of a label, and which make a pair a positive or a negative; None: rows have no labels.
+        corpus: what holds the passages where rows name them by id; None: rows hold the passages.
+    """
+
+    kind: Literal["rows", "texts"]
+    paths: list[str]
+    origin: dict[str, Any] | None
+    columns: dict[str, Column]
+    labels: dict[str, Any] | None = None
+    corpus: str | None = None
+
+    def name(self) -> str:
+        """For messages."""
+        return str(self.origin["path"]) if self.origin else ", ".join(self.paths)
 
 
-def reached(origin: dict[str, Any]) -> Any:
-    """Loads a hub data set or a local copy of one.
+class Judged(NamedTuple):
+    """What became of a row.
 
-    A local copy may be the whole repository, with `README.md` naming its configurations or with a folder for each, or
-    the data files alone.
+    Attributes:
+        number: of the row, as `pieces.read` counts.
+        record: the row under our names; None where it is not used.
+        error: why it is not used; None where its label says so.
+    """
+
+    number: int
+    record: Record | None
+    error: RowError | None
+
+
+def record(value: Any, reading: Reading) -> Record | None:
+    """A row or a text under our names; None for a row whose label makes nothing of it.
 
     Raises:
-        ValueError: it cannot be reached or read; says how to point at files of one's own.
+        RowError: it cannot be used.
     """
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
-    path, config, split = origin["path"], origin["config"], origin["split"]
-    if Path(path).is_dir():
-        folder = Path(path, config) if config and Path(path, config).is_dir() else Path(path)
-        try:
-            known = datasets.get_dataset_config_names(str(folder))
-            return datasets.load_dataset(str(folder), config if config in known else None, split=split)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data.path={path}: this folder cannot be read as a data set: {short(error)}") from error
-    online = hub.settle()
-    try:
-        return datasets.load_dataset(path, config, split=split)
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        own = "data=text data.files=[texts.jsonl]" if "text" in origin["columns"] else "data=jsonl data.files=[train.jsonl]"
-        reason = short(error) if online else hub.SILENT
-        raise ValueError(
-            f"data.path={path}: no local folder, and cannot be reached on the hub ({reason}); "
-            f"point data.path=FOLDER at a local copy, or read files of your own with {own}"
-        ) from error
+    if numbered_columns(reading.columns):
+        if not isinstance(value, list):
+            raise RowError("malformed", f'must be a list such as ["query", "positive"], got {brief(value)}')
+    elif not isinstance(value, dict):
+        raise RowError("malformed", no_object(value))
+    if reading.kind == "texts":
+        return {"text": checked_text(value, reading.columns)}
+    if reading.labels is not None:
+        return labelled_pair(value, reading)
+    return checked(value, reading)
 
 
-def short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
-
-
-def found(
-    check: Callable[[Any, dict[str, str]], T],
-    paths: Sequence[str],
-    origin: dict[str, Any] | None,
-    columns: dict[str, str],
-    part: int = 0,
-    parts: int = 1,
-) -> Iterator[tuple[str, T] | Fault]:
-    """What `check` makes of each row, with its place, or why it makes nothing."""
-    for where, entry in raw(paths, origin, part, parts):
-        try:
-            if entry.refused:
-                raise entry.refused
-            if not isinstance(entry.value, dict):
-                raise RowError("malformed", no_object(entry.value))
-            yield where, check(entry.value, columns)
-        except RowError as error:
-            yield error.at(where)
-
-
-def scan(
-    kind: str, paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str], part: int, parts: int
-) -> Iterator[Found | Fault]:
-    """`Source.scan` of rows or of texts, by `kind`."""
-    check: Any = {"rows": checked, "texts": checked_text}[kind]
-    for each in found(check, paths, origin, columns, part, parts):
-        if isinstance(each, Fault):
-            yield each
-        else:
-            where, value = each
-            yield Found(where, value["text"] if kind == "texts" else Row(*(value[name] for name in ROW_COLUMNS)))
-
-
-def labelled(paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for where, value in sound(checked, paths, origin, columns):
-        yield {**value, "where": where}
-
-
-def texts_only(paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for _, value in sound(checked_text, paths, origin, columns):
-        yield value
-
-
-def sound(
-    check: Callable[[Any, dict[str, str]], T], paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str]
-) -> Iterator[tuple[str, T]]:
-    """As `found`, where every row must do.
-
-    Raises:
-        ValueError: the first row that does not, or there is none.
-    """
-    each = None
-    for each in found(check, paths, origin, columns):
-        if isinstance(each, Fault):
-            raise ValueError(each.message)
-        yield each
-    if each is None:
-        raise ValueError(f"{origin['path'] if origin else ', '.join(paths)}: no rows in it")
-
-
-def checked_text(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """A text under our name.
-
-    Raises:
-        RowError: it is missing, empty or no text.
-    """
-    name = columns.get("text", "text")
-    value = row.get(name)
+def checked_text(row: Any, columns: Mapping[str, Column]) -> str:
+    theirs = columns.get("text", "text")
+    value = joined(row, theirs)
+    value = None if value is MISSING else value
     if not isinstance(value, str) or not value.strip():
         kind = "empty_text" if isinstance(value, str) else "no_text"
-        raise RowError(kind, f"{name!r} must be a text that is not empty, got {brief(value)}")
-    return {"text": value}
+        raise RowError(kind, f"{named(theirs)} must be a text that is not empty, got {brief(value)}")
+    return value
 
 
-def checked(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """A row under our names.
+def checked(row: Any, reading: Reading) -> Record:
+    """A labelled row.
 
     Raises:
         RowError: the query or a passage is missing, empty or no text, or scores do not fit.
     """
-    names = {ours: columns.get(ours, ours) for ours in ROW_COLUMNS}
-    query, prompt = row.get(names["query"]), row.get(names["prompt"])
-    if names["query"] not in row:
-        raise RowError("no_query", f"has no {names['query']!r}; its keys are {', '.join(row)}: map them with data.columns")
-    if not isinstance(query, str) or not query.strip():
-        kind = "empty_query" if isinstance(query, str) else "no_query"
-        raise RowError(kind, f"{names['query']!r} must be a text that is not empty, got {brief(query)}")
-    if prompt is not None and not isinstance(prompt, str):
-        raise RowError("bad_prompt", f"{names['prompt']!r} must be a text, got {brief(prompt)}")
-    positives = passages(row.get(names["pos"]), names["pos"], "passage")
+    query, prompt = query_and_prompt(row, reading.columns)
+    names = {ours: reading.columns.get(ours, ours) for ours in ROW_COLUMNS}
+    positives = passages(row, names["pos"], "passage", reading.corpus is not None)
     if not positives:
-        raise RowError("no_positive", f"{names['pos']!r} must list at least one passage, got {brief(row.get(names['pos']))}")
-    negatives = passages(row.get(names["neg"]), names["neg"], "negative")
+        got = brief(value_or_none(row, names["pos"]))
+        raise RowError("no_positive", f"{named(names['pos'])} must list at least one passage, got {got}")
+    negatives = passages(row, names["neg"], "negative", reading.corpus is not None)
     return {
         "query": query,
         "pos": positives,
         "neg": negatives,
         "prompt": prompt,
-        "pos_scores": scores(row.get(names["pos_scores"]), len(positives), names["pos_scores"], names["pos"]),
-        "neg_scores": scores(row.get(names["neg_scores"]), len(negatives), names["neg_scores"], names["neg"]),
+        "pos_scores": scores(row, names["pos_scores"], len(positives), names["pos"]),
+        "neg_scores": scores(row, names["neg_scores"], len(negatives), names["neg"]),
     }
 
 
-def scores(values: Any, count: int, name: str, of: str) -> list[float] | None:
+def query_and_prompt(row: Any, columns: Mapping[str, Column]) -> tuple[str, str | None]:
+    theirs = columns.get("query", "query")
+    query = joined(row, theirs)
+    if query is MISSING:
+        there = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
+        raise RowError("no_query", f"has no {named(theirs)}; {there}: map them with data.columns")
+    if not isinstance(query, str) or not query.strip():
+        kind = "empty_query" if isinstance(query, str) else "no_query"
+        raise RowError(kind, f"{named(theirs)} must be a text that is not empty, got {brief(query)}")
+    theirs = columns.get("prompt", "prompt")
+    prompt = value_or_none(row, theirs)
+    if prompt is not None and not isinstance(prompt, str):
+        raise RowError("bad_prompt", f"{named(theirs)} must be a text, got {brief(prompt)}")
+    return query, prompt
+
+
+def labelled_pair(row: Any, reading: Reading) -> Record | None:
+    """A query with one passage, which its label makes a positive or a negative.
+
+    Raises:
+        RowError: query, passage or label is missing or no text.
+    """
+    assert reading.labels is not None
+    label = value_or_none(row, reading.labels["column"])
+    if label is None:
+        raise RowError("no_label", f"has no label {reading.labels['column']!r}: see data.labels")
+    side = next((side for side in ("pos", "neg") if str(label) in map(str, reading.labels[side])), None)
+    if side is None:
+        return None
+    query, prompt = query_and_prompt(row, reading.columns)
+    theirs = reading.columns.get("pos", "pos")
+    found = passages(row, theirs, "passage", reading.corpus is not None)
+    if not found:
+        raise RowError("no_positive", f"{named(theirs)} must be the passage that the label judges, got none")
+    made: Record = {"query": query, "pos": [], "neg": [], "prompt": prompt, "pos_scores": None, "neg_scores": None}
+    return {**made, side: found}
+
+
+def scores(row: Any, theirs: Column, count: int, of: Column) -> list[float] | None:
     """A teacher's scores of `count` passages; None where there are none.
 
     Raises:
         RowError: no numbers, or more or fewer than passages.
     """
+    values = value_or_none(row, theirs)
     if values is None or (values == [] and count > 0):
         return None
     if not isinstance(values, list) or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
-        raise RowError("bad_scores", f"{name!r} must be a list of numbers, got {brief(values)}")
+        raise RowError("bad_scores", f"{named(theirs)} must be a list of numbers, got {brief(values)}")
     if not all(map(math.isfinite, values)):
-        raise RowError("bad_scores", f"{name!r} must hold finite numbers, got {brief(values)}")
+        raise RowError("bad_scores", f"{named(theirs)} must hold finite numbers, got {brief(values)}")
     if len(values) != count:
-        raise RowError("bad_scores", f"{name!r} has {len(values)} scores for the {count} passages of {of!r}: give one for each")
+        what = f"{len(values)} scores for the {count} passages of {named(of)}"
+        raise RowError("bad_scores", f"{named(theirs)} has {what}: give one for each")
     return [float(each) for each in values]
 
 
-def passages(values: Any, name: str, noun: str) -> list[str]:
-    """A list of passages: texts, or objects with `title` and `text`; one alone counts as a list of one.
+def passages(row: Any, theirs: Column, noun: str, by_id: bool) -> list[str]:
+    """The passages of a column, or of several; one alone counts as a list of one.
+
+    Args:
+        row: as the file has it.
+        theirs: column or columns; one that a row lacks counts as empty.
+        noun: "passage" or "negative", for the kinds of faults.
+        by_id: ids are read, `docid`s or `_id`s of objects or bare ones, and not texts.
 
     Raises:
         RowError: no list, or one of them is empty or no text.
     """
-    if values is None:
-        return []
-    if not isinstance(values, str | dict | list):
-        raise RowError(f"bad_{noun}", f"{name!r} must be a list of passages, got {brief(values)}")
-    made = []
-    for value in [values] if isinstance(values, str | dict) else values:
-        passage = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
-        if not isinstance(passage, str) or not passage.strip():
-            kind = f"empty_{noun}" if isinstance(passage, str) or passage is None else f"bad_{noun}"
-            raise RowError(kind, f"every passage of {name!r} must be a text that is not empty, got {brief(value)}")
-        made.append(passage)
+    made: list[str] = []
+    for name in listed(theirs):
+        values = value_at(row, name)
+        if values is None or values is MISSING:
+            continue
+        if not isinstance(values, str | dict | list) and not (by_id and is_id(values)):
+            raise RowError(f"bad_{noun}", f"{name!r} must be a list of passages, got {brief(values)}")
+        for value in values if isinstance(values, list) else [values]:
+            made.append(passage_id(value, name, noun) if by_id else passage(value, name, noun))
     return made
 
 
-def brief(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+def passage(value: Any, name: str | int, noun: str) -> str:
+    """A text as it is, or `(title + " " + text).strip()` of an object."""
+    text = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
+    if not isinstance(text, str) or not text.strip():
+        kind = f"empty_{noun}" if isinstance(text, str) or text is None else f"bad_{noun}"
+        raise RowError(kind, f"every passage of {name!r} must be a text that is not empty, got {brief(value)}")
+    return text
+
+
+def passage_id(value: Any, name: str | int, noun: str) -> str:
+    found = next((value[key] for key in ("docid", "_id") if key in value), None) if isinstance(value, dict) else value
+    if not is_id(found) or found == "":
+        raise RowError(f"bad_{noun}", f"every passage of {name!r} must be an id of data.corpus, got {brief(value)}")
+    return str(found)
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)

@@ -79,11 +79,15 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     losses: list[Mapping[str, Any]] = []
     shapes: list[mixture.Feed] = []
     for number, (part, own) in enumerate(zip(mix.parts, rows, strict=True)):
+        build.tell(own, world)
         loss = {**cfg["loss"], **part.loss}
         feed = Feed(
             part.name,
             own,
-            part.source,
+            part.source.query_max_len,
+            part.source.passage_max_len,
+            part.source.query_instruction,
+            part.source.missing_negatives,
             part.group_size or cfg["group_size"],
             loss["mask_equal"],
             loss["teacher"] != "none",
@@ -116,6 +120,7 @@ def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world
     feeds = [TextFeed(part.name, own, part.source.passage_max_len) for part, own in zip(mix.parts, texts, strict=True)]
     shapes = []
     for number, part in enumerate(mix.parts):
+        build.tell(texts[number], world)
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
         shapes.append(mixture.Feed(number, len(feeds[number].texts), batch))
@@ -127,10 +132,10 @@ def bucketed(cfg: build.Config, number: int, part: Part, feed: Feed, tokenizer: 
     global_batch = part.global_batch or cfg["global_batch"]
     if not cfg["length_buckets"]:
         return [(part.name, feed.rows, global_batch)]
-    source, budget = part.source, cfg["batch_tokens"]
+    budget = cfg["batch_tokens"]
 
     def batch_of(limit: int) -> int:
-        tokens = min(limit, source.query_max_len) + feed.group_size * min(limit, source.passage_max_len)
+        tokens = min(limit, feed.query_max_len) + feed.group_size * min(limit, feed.passage_max_len)
         return int(global_batch if budget is None else max(1, budget // tokens))
 
     lengths = measured(Path(cfg["output_dir"]) / "lengths" / f"{number}.npy", feed, tokenizer, world)
@@ -147,9 +152,9 @@ def measured(path: Path, feed: Feed, tokenizer: Any, world: World) -> np.ndarray
 
     def measure() -> np.ndarray:
         if world.rank:
-            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda _: None)
+            return buckets.longest_texts(feed, tokenizer, own, lambda _: None)
         with console.track(f"lengths of {feed.name}", len(feed.rows)) as advance:
-            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda count: advance(count * world.size))
+            return buckets.longest_texts(feed, tokenizer, own, lambda count: advance(count * world.size))
 
     found = distributed.gather_arrays(measure(), world)
     if world.rank == 0:
@@ -175,6 +180,8 @@ def check_batch(cfg: build.Config, part: Part, feed: Feed, batch: int, loss: Map
             f"batch twice, as its own negative; use {key}={len(feed.rows)} or less"
         )
     check_ranks(batch, key, world)
+    if loss["negatives"] == "group" and feed.group_size == 1:
+        raise ValueError(f"{feed.name} has the negatives of its own rows alone, and group_size=1 takes none: use 2 or more")
     if loss["negatives"] == "rank" and feed.group_size == 1 and min(distributed.shares(batch, world)) == 1:
         raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
 
