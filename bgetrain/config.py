@@ -63,6 +63,7 @@ class Config:
     masking: "Mapping[str, Any]"
     mine: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
+    check: "Mapping[str, Any]"
     search: "Mapping[str, Any]"
     embeddings_cache: "str | None"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"

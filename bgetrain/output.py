@@ -31,10 +31,14 @@ FREE = (
     "model.gradient_checkpointing",
     "data.num_workers",
     "data.cache",
+    "check.num_workers",
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json")
+LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "report.json", "result.json")
+FILES = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md")
+FILES += ("report.json", "report.html")
+FOLDERS = ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", "lengths", ".parts")
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -152,9 +156,9 @@ def is_free(name: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Removes what a run has written into `folder`, and nothing else; embeddings stay, which are found by what they are of."""
-    for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", ".parts"):
+    for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"):
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
 
