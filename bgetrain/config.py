@@ -62,6 +62,7 @@ class Config:
     stage: "Mapping[str, Any]"
     masking: "Mapping[str, Any]"
     mine: "Mapping[str, Any]"
+    filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
@@ -239,10 +240,26 @@ def check_across(cfg: dict[str, Any]) -> None:
         )
     if "guide_model" in cfg:
         check_contrast(cfg, cfg["loss"])
+    if "filter" in cfg:
+        check_filter(cfg["filter"])
     if "mine" in cfg and cfg["mine"]["first"] >= cfg["mine"]["last"]:
         raise ValueError(
             f"mine.first={cfg['mine']['first']} must be below mine.last={cfg['mine']['last']}: ranks count from 0, best first"
         )
+
+
+def check_filter(asked: dict[str, Any]) -> None:
+    """Rules that join keys of stage=filter."""
+    least, top_k = asked["min_similarity"], asked["top_k"]
+    if least is None and top_k is None and asked["sample"] is None:
+        raise ValueError(
+            "filter.min_similarity and filter.top_k are both null, so nothing would be dropped: set one of them, "
+            "or filter.sample to have a look"
+        )
+    if least is not None and abs(least) > 1:
+        raise ValueError(f"filter.min_similarity={least} must be from -1 to 1: it is a cosine")
+    if top_k is not None and top_k >= asked["pool"]:
+        raise ValueError(f"filter.top_k={top_k} must be below filter.pool={asked['pool']}: else every positive is found")
 
 
 def check_contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:

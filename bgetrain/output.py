@@ -32,7 +32,12 @@ FREE = (
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json")
+LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json", "counts", "pool")
+FOLDERS = (
+    *("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite"),
+    *("counts", "pool", "kept", "dropped"),  # of stage=filter
+)
+FILES = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "report.json", "similarity.png")
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
@@ -150,9 +155,17 @@ def is_free(name: str) -> bool:
 
 def clear(folder: Path) -> None:
     """Removes what a run has written into `folder`, and nothing else."""
-    for name in ("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite"):
+    for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl"):
+    for name in (
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "result.json",
+        "train.jsonl",
+        "report.json",
+        "similarity.png",
+    ):
         (folder / name).unlink(missing_ok=True)
 
 
