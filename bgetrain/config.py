@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bgetrain import overrides as grammar
-from bgetrain import selection
+from bgetrain import parts, selection
 from bgetrain.selection import CONF, flatten, nearest
 from bgetrain.target import fault, parse, signature
 
@@ -73,6 +73,9 @@ class Config:
     guide_model: "str | None"
     total_steps: "PositiveInt | None"
     epochs: "PositiveFloat | None"
+    length_buckets: "list[PositiveInt]"
+    batch_tokens: "PositiveInt | None"
+    num_workers: "NonNegativeInt"
     log_every: "PositiveInt"
     save_every: "PositiveInt"
 
@@ -102,6 +105,7 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
         cfg = selection.fit_option(compose_unchecked(complete), parsed)
     except FAULTS as error:
         raise ValueError(selection.explain(error, parsed, known(parsed))) from error
+    cfg = parts.expand(cfg)
     for key, ours in OURS.items():
         if key in cfg.get("engine", {}):
             raise ValueError(f"engine.{key} is set by bgetrain: use {ours}")
@@ -176,18 +180,20 @@ def check(cfg: DictConfig) -> None:
     for group, node in plain.items():
         if isinstance(node, dict):
             check_group(str(group), node)
-    check_across({str(key): value for key, value in plain.items()})
+    whole = {str(key): value for key, value in plain.items()}
+    parts.check(whole, check_group, check_contrast)
+    check_across(whole)
 
 
 def hint(cfg: DictConfig, key: str) -> str:
     """What a missing key is: its kind, and what its option's YAML says first."""
     group, _, name = key.rpartition(".")
-    node = cfg.get(group, {})
+    node = OmegaConf.select(cfg, group) or {}
     function = signature(node["_target_"]) if node.get("_target_") else None
     kind = fault(object(), function.parameters.get(name)) if function else None
     heads = [
         text.splitlines()[0].removeprefix("# ")
-        for text in (path.read_text("utf8") for path in (CONF / group).glob("*.yaml"))
+        for text in (path.read_text("utf8") for path in (CONF / group.partition(".")[0]).glob("*.yaml"))
         if yaml.safe_load(text).get("_target_") == node.get("_target_") and yaml.safe_load(text).get(name) == "???"
     ]
     return "".join(f", {text}" for text in (kind,) if text) + "".join(f" ({text.rstrip('.')})" for text in heads[:1])

@@ -25,6 +25,7 @@ FREE = (
     "chunk_tokens",
     "step_mode",
     "memory_limit",
+    "num_workers",
     "engine",
     "model.gradient_checkpointing",
     "data.num_workers",

@@ -5,7 +5,8 @@ of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from torch import Tensor, device
@@ -145,6 +146,46 @@ class Retrieval(NamedTuple):
     qrels: dict[str, dict[str, int]]
 
 
+class Part(NamedTuple):
+    """One source of a mixture and how it is trained on; what is None is as the stage says.
+
+    Attributes:
+        name: in the mixture.
+        source: the data.
+        weight: how many of all rows are drawn from it, relative to the other parts; None: by its size or one of:
+        epochs: passes over it in one epoch of the mixture.
+        steps: steps that take it in one epoch of the mixture.
+        global_batch: queries per optimizer step that takes it.
+        group_size: G, passages per query.
+        loss: keys of the loss that are different for it.
+        symmetric: its passages are of the queries' kind: the instruction is put before them as well.
+    """
+
+    name: str
+    source: "Source"
+    weight: float | None = None
+    epochs: float | None = None
+    steps: int | None = None
+    global_batch: int | None = None
+    group_size: int | None = None
+    loss: Mapping[str, Any] = MappingProxyType({})
+    symmetric: bool = False
+
+
+class Mix(NamedTuple):
+    """Several sources in one run.
+
+    Attributes:
+        parts: the sources.
+        batches: source: each global batch comes from one | mixed: from all.
+        power: parts without numbers of their own are drawn in proportion to rows ** power; 1: by size, 0: equally.
+    """
+
+    parts: Sequence[Part]
+    batches: str
+    power: float
+
+
 class Source(NamedTuple):
     """A set of data as a `data=` option opens it; what it has not is None.
 
@@ -159,6 +200,7 @@ class Source(NamedTuple):
         passage_max_len: the same for passages and pre-training texts.
         query_instruction: put before every query.
         missing_negatives: what stands in for negatives where a row has none.
+        mix: the sources that it is made of; None: it is one.
     """
 
     name: str
@@ -171,6 +213,7 @@ class Source(NamedTuple):
     passage_max_len: int
     query_instruction: str
     missing_negatives: str
+    mix: Mix | None = None
 
 
 class Ragged(NamedTuple):
@@ -220,7 +263,10 @@ class GroupBatch(NamedTuple):
         keys: of these texts; None: nobody asked for them.
         teacher: fp32 [B, G], a teacher's score of each passage for its query; None: nobody asked for them.
         guide: queries and passages as the guide model's tokenizer has them; None: there is no guide.
-        rows: int64 [B], the row of the data set that each query comes from.
+        sources: int64 [B], the source of the data that each query comes from.
+        rows: int64 [B], the row of that source.
+        size: queries of the global batch, on all ranks.
+        source: the source of all queries; None: they come from several.
         epoch: passes over the data completed when the step began.
     """
 
@@ -229,7 +275,10 @@ class GroupBatch(NamedTuple):
     keys: TextKeys | None
     teacher: Tensor | None
     guide: tuple[Ragged, Ragged] | None
+    sources: Tensor
     rows: Tensor
+    size: int
+    source: int | None
     epoch: float
 
 

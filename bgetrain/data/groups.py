@@ -8,61 +8,98 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bgetrain.data.plan import Plan, hashed
-from bgetrain.data.tokenize import tokenize
+from bgetrain.data.order import hashed
+from bgetrain.data.plan import Draw, Plan
+from bgetrain.data.tokenize import tokenize_each
 from bgetrain.types import GroupBatch, Ragged, Row, Rows, Source, TextKeys
 
 POSITIVE, NEGATIVE, STRANGER = 1, 2, 3  # keep the draws of one row apart
 
 
-def group_batches(
-    rows: Rows, source: Source, tokenizer: Any, plan: Plan, part: range, *, group_size: int, keyed: bool, scored: bool, guide: Any
-) -> Callable[[int], GroupBatch]:
-    """Makes this rank's batch of a step, as a function of the step alone.
+class Feed(NamedTuple):
+    """Rows of one source, and what a contrastive batch takes of them.
 
-    Args:
+    Attributes:
+        name: of the source, for messages and metrics.
         rows: labelled queries.
         source: their lengths, instruction and rule for missing negatives.
-        tokenizer: a fast tokenizer of transformers.
-        plan: the order of the rows.
-        part: this rank's positions in the global batch.
         group_size: G, passages per query.
         keyed: with the keys by which equal texts are found.
         scored: with the teacher's scores of the passages.
-        guide: the guide model's tokenizer; None: no guide.
-
-    Returns:
-        step (from 1) -> GroupBatch.
+        symmetric: passages are of the queries' kind: the instruction is put before them as well.
     """
 
-    def batch(step: int) -> GroupBatch:
-        draw = plan.draw(step, part)
-        taken = rows.take(draw.rows.tolist())
-        queries: list[str] = []
-        passages: list[str] = []
-        scores: list[list[float]] = []
-        for row, number, epoch in zip(taken, draw.rows.tolist(), draw.epochs.tolist(), strict=True):
-            prompt = source.query_instruction if row.prompt is None else row.prompt
-            queries.append(prompt + row.query)
-            found = group(rows, row, number, epoch, group_size, plan.seed)
-            passages += found.passages
-            if scored and found.scores is None:
-                raise lack_of_scores(rows, number, group_size)
-            scores.append(found.scores or [])
+    name: str
+    rows: Rows
+    source: Source
+    group_size: int
+    keyed: bool
+    scored: bool
+    symmetric: bool
 
-        def tokens(words: Any) -> tuple[Ragged, Ragged]:
-            return tokenize(words, queries, source.query_max_len), tokenize(words, passages, source.passage_max_len)
 
-        return GroupBatch(
-            *tokens(tokenizer),
-            text_keys(taken, passages) if keyed else None,
-            torch.tensor(scores, dtype=torch.float32) if scored else None,
-            None if guide is None else tokens(guide),
-            torch.from_numpy(draw.rows),
-            plan.epoch(step),
+def group_batch(
+    feeds: Sequence[Feed], tokenizer: Any, guide: Any, plan: Plan, part: Callable[[int], range], step: int
+) -> GroupBatch:
+    """This rank's batch of a step: a function of the step alone.
+
+    Args:
+        feeds: one for each stream of the plan; where batches are mixed, alike in all but rows and source.
+        tokenizer: a fast tokenizer of transformers.
+        guide: the guide model's tokenizer; None: no guide.
+        plan: the order of the rows.
+        part: size of a global batch -> this rank's positions in it.
+        step: from 1.
+
+    Raises:
+        ValueError: a row lacks the teacher's scores, or nothing stands in for its negatives.
+    """
+    size = plan.size(step)
+    draw = plan.draw(step, part(size))
+    places, taken = draw.sources.tolist(), rows_of(feeds, draw)
+    queries: list[str] = []
+    passages: list[str] = []
+    plain: list[str] = []  # without instruction: by which equal texts are found
+    scores: list[list[float]] = []
+    for place, row, number, epoch in zip(places, taken, draw.rows.tolist(), draw.epochs.tolist(), strict=True):
+        feed = feeds[place]
+        prompt = feed.source.query_instruction if row.prompt is None else row.prompt
+        queries.append(prompt + row.query)
+        found = group(feed.rows, row, number, epoch, feed.group_size, plan.seeds[place])
+        plain += found.passages
+        passages += [prompt + each for each in found.passages] if feed.symmetric else found.passages
+        if feed.scored and found.scores is None:
+            raise lack_of_scores(feed.rows, number, feed.group_size)
+        scores.append(found.scores or [])
+    first, limits = feeds[places[0]], [feeds[place].source for place in places]
+
+    def tokens(words: Any) -> tuple[Ragged, Ragged]:
+        passage_limits = [each.passage_max_len for each in limits for _ in range(first.group_size)]
+        return tokenize_each(words, queries, [each.query_max_len for each in limits]), tokenize_each(
+            words, passages, passage_limits
         )
 
-    return batch
+    return GroupBatch(
+        *tokens(tokenizer),
+        text_keys(taken, plain) if first.keyed else None,
+        torch.tensor(scores, dtype=torch.float32) if first.scored else None,
+        None if guide is None else tokens(guide),
+        torch.from_numpy(draw.sources),
+        torch.from_numpy(draw.rows),
+        size,
+        plan.source(step),
+        plan.epoch(step),
+    )
+
+
+def rows_of(feeds: Sequence[Feed], draw: Draw) -> list[Row]:
+    """The rows that were drawn, in their order."""
+    taken: list[Any] = [None] * len(draw.rows)
+    for number in np.unique(draw.sources).tolist():
+        places = np.flatnonzero(draw.sources == number)
+        for place, row in zip(places.tolist(), feeds[number].rows.take(draw.rows[places].tolist()), strict=True):
+            taken[place] = row
+    return taken
 
 
 class Group(NamedTuple):
@@ -129,7 +166,7 @@ def strangers(rows: Rows, row: Row, number: int, epoch: int, wanted: int, seed: 
     return found
 
 
-def check_groups(rows: Rows, source: Source, group_size: int, scored: bool, say: Callable[[str], None]) -> None:
+def check_groups(feed: Feed, say: Callable[[str], None]) -> None:
     """Holds `group_size` against the negatives that the rows have, and says what will be done about too few.
 
     Looks at the first 1,000 rows.
@@ -137,26 +174,27 @@ def check_groups(rows: Rows, source: Source, group_size: int, scored: bool, say:
     Raises:
         ValueError: a row has no negatives and `missing_negatives` is refuse, or a row that must has no teacher's scores.
     """
-    wanted = group_size - 1
+    rows, wanted = feed.rows, feed.group_size - 1
     sample: Sequence[int] = range(min(1000, len(rows)))
-    taken = rows.take(sample) if scored or wanted else []
+    taken = rows.take(sample) if feed.scored or wanted else []
     for number, row in zip(sample, taken, strict=False):
-        if scored and (row.positive_scores is None or (wanted and not row.negative_scores)):
-            raise lack_of_scores(rows, number, group_size)
+        if feed.scored and (row.positive_scores is None or (wanted and not row.negative_scores)):
+            raise lack_of_scores(rows, number, feed.group_size)
     if not wanted:
         return
     counts = [len(row.negatives) for row in taken]
     without = [number for number, count in zip(sample, counts, strict=True) if count == 0]
-    if without and source.missing_negatives == "refuse":
+    if without and feed.source.missing_negatives == "refuse":
         raise ValueError(
-            f"{rows.where(without[0])}: group_size={group_size} needs negatives and this row has none: "
+            f"{rows.where(without[0])}: group_size={feed.group_size} needs negatives and this row has none: "
             f"mine some with stage=mine, or set group_size=1 or data.missing_negatives=random"
         )
+    of = f"of the first {len(counts)} rows of {feed.name}"
     if without:
-        say(f"{len(without)} of the first {len(counts)} rows have no negatives: random passages of other rows stand in")
+        say(f"{len(without)} {of} have no negatives: random passages of other rows stand in")
     short = [count for count in counts if 0 < count < wanted]
     if short:
         say(
-            f"{len(short)} of the first {len(counts)} rows have fewer than the {wanted} negatives of group_size={group_size} "
+            f"{len(short)} {of} have fewer than the {wanted} negatives of group_size={feed.group_size} "
             f"(the fewest {min(short)}): theirs are repeated"
         )

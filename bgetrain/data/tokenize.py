@@ -28,6 +28,16 @@ def tokenize(tokenizer: Any, texts: Sequence[str], max_len: int) -> Ragged:
     return ragged([np.array(each.ids, np.int32) for block in blocks for each in inside.encode_batch_fast(list(block))])
 
 
+def tokenize_each(tokenizer: Any, texts: Sequence[str], limits: Sequence[int]) -> Ragged:
+    """As `tokenize`, each text cut at a limit of its own."""
+    own = sorted(set(limits))
+    if len(own) == 1:
+        return tokenize(tokenizer, texts, own[0])
+    places = [[place for place, limit in enumerate(limits) if limit == each] for each in own]
+    parts = [tokenize(tokenizer, [texts[place] for place in chosen], limit) for chosen, limit in zip(places, own, strict=True)]
+    return pack(join(*parts), torch.argsort(torch.tensor([place for chosen in places for place in chosen])))
+
+
 def tokenize_words(tokenizer: Any, texts: Sequence[str], max_len: int) -> tuple[Ragged, Tensor]:
     """As `tokenize`, with the word of each token: int64 [T], -1 on special tokens."""
     encoded = backend(tokenizer, max_len).encode_batch(list(texts))

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-import queue
 import signal
 import threading
 import time
@@ -17,6 +16,7 @@ import torch
 
 from bgetrain.distributed import gather_arrays, max_of_each, max_over_ranks, sum_over_ranks
 from bgetrain.engine import checkpoint
+from bgetrain.engine.ahead import ahead
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.machine import peak_bytes
 from bgetrain.types import Interrupted, LossOutput, World
@@ -50,6 +50,7 @@ def fit(
     log_every: int,
     save_every: int,
     output_dir: str,
+    num_workers: int,
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, float]:
@@ -57,7 +58,7 @@ def fit(
 
     Args:
         engine: holds the module and its optimizer.
-        batch_at: this rank's batch of a step, with `epoch`; called ahead of time in a thread.
+        batch_at: this rank's batch of a step, with `epoch`; called ahead of time.
         update: (step, batch) -> loss and counts; leaves the gradient in the engine.
         first_step: counted from 1; above 1 after a resume.
         total_steps: the last step.
@@ -66,6 +67,7 @@ def fit(
         log_every: steps.
         save_every: steps between checkpoints.
         output_dir: receives `checkpoints/`, and `nonfinite/` where a loss is not finite.
+        num_workers: processes that make batches ahead of time; 0: a thread does.
         world: all ranks.
         describe: (batch, places of queries in it) -> what to write of rows at fault; None: they cannot be told.
 
@@ -77,10 +79,10 @@ def fit(
         Interrupted: asked to stop; the step in hand is done and saved.
     """
     folder = Path(output_dir) / "checkpoints"
-    window = Window(world, total_steps)
+    window, steps = Window(world, total_steps), range(first_step, total_steps + 1)
     logged: dict[str, float] = {}
-    with asked_to_stop() as asked, ahead(batch_at, first_step, total_steps) as batches:
-        for step in range(first_step, total_steps + 1):
+    with asked_to_stop() as asked, ahead(batch_at, steps, num_workers) as batches:
+        for step in steps:
             batch = next(batches)
             engine.set_rate(schedule(step, total_steps))
             rate = engine.rate()
@@ -88,7 +90,7 @@ def fit(
             # one exchange for both, before the update: a rank that left alone would let the others hang
             stop, broken = max_of_each([int(asked.is_set()), int(not math.isfinite(float(output.loss)))], world)
             if broken:
-                rows = None if describe is None else partial(describe, batch)
+                rows = describe and partial(describe, batch)
                 raise FloatingPointError(report(output, rows, step, Path(output_dir) / "nonfinite", world))
             norm = engine.step()
             if not math.isfinite(norm):
@@ -153,11 +155,13 @@ class Window:
 
     def start(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
+        self.times: dict[str, int] = {}  # a figure need not come with every step
         self.counts, self.steps, self.grad_norm = [0, 0, 0], 0, 0.0
 
     def add(self, output: LossOutput, counts: Counts, grad_norm: float) -> None:
         for name, value in {"loss": output.loss, **output.metrics}.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.times[name] = self.times.get(name, 0) + 1
         self.counts = [have + more for have, more in zip(self.counts, counts, strict=True)]
         self.steps += 1
         self.grad_norm = grad_norm
@@ -169,7 +173,7 @@ class Window:
         queries, tokens, padded = total[len(own) :]
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
-        figures = {name: value / self.steps for name, value in zip(self.sums, total, strict=False)}
+        figures = {name: value / self.times[name] for name, value in zip(self.sums, total, strict=False)}
         figures |= {
             "grad_norm": self.grad_norm,
             "queries_per_second": queries / seconds,
@@ -203,41 +207,3 @@ def asked_to_stop() -> Iterator[threading.Event]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def ahead(batch_at: Callable[[int], Any], first_step: int, total_steps: int) -> Iterator[Iterator[Any]]:
-    """Makes batches in a thread, two steps ahead of their use."""
-    ready: queue.Queue = queue.Queue(maxsize=2)
-    done = threading.Event()
-
-    def offer(item: Any) -> None:
-        while not done.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        for step in range(first_step, total_steps + 1):
-            if done.is_set():
-                return
-            try:
-                offer(batch_at(step))
-            except Exception as error:  # handed to the training thread, which raises it
-                return offer(error)
-
-    def take() -> Iterator[Any]:
-        while True:
-            item = ready.get()
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    maker = threading.Thread(target=make, daemon=True, name="batches")
-    maker.start()
-    try:
-        yield take()
-    finally:
-        done.set()
-        maker.join()

@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bgetrain import distributed, output
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
-from bgetrain.data.plan import Plan
 from bgetrain.engine import checkpoint
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts, fit
@@ -66,11 +63,14 @@ def body(cfg: Config, opened: Source, world: World, *, masked_lm: bool) -> Body:
     """
     made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, cfg, opened))
     least = made.tokenizer.num_special_tokens_to_add() + 1
-    for key in ("passage_max_len",) if masked_lm else ("query_max_len", "passage_max_len"):
-        if cfg["data"][key] > made.max_positions:
-            raise ValueError(f"data.{key}={cfg['data'][key]} exceeds the {made.max_positions} positions of the model")
-        if cfg["data"][key] < least:
-            raise ValueError(f"data.{key}={cfg['data'][key]} leaves no room beside the special tokens: {least} is the least")
+    for name, one in ((part.name, part.source) for part in opened.mix.parts) if opened.mix else (("", opened),):
+        place = f"data.sources.{name}." if name else "data."
+        for key in ("passage_max_len",) if masked_lm else ("query_max_len", "passage_max_len"):
+            value = getattr(one, key)
+            if value > made.max_positions:
+                raise ValueError(f"{place}{key}={value} exceeds the {made.max_positions} positions of the model")
+            if value < least:
+                raise ValueError(f"{place}{key}={value} leaves no room beside the special tokens: {least} is the least")
     if made.adapters and world.rank > 0:  # the frozen weights as they are now are kept for `model/`, which rank 0 writes
         made = made._replace(adapters=made.adapters._replace(frozen={}))
     return made
@@ -135,20 +135,6 @@ def dtype(cfg: Config, world: World) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
 
 
-def plan(cfg: Config, num_rows: int, world: World) -> tuple[Plan, int]:
-    """The order of the data and the number of steps.
-
-    Raises:
-        ValueError: fewer queries in a step than ranks.
-    """
-    if cfg["global_batch"] < world.size:
-        raise ValueError(f"global_batch={cfg['global_batch']} is below the {world.size} ranks: each needs at least one row")
-    # stages of one recipe share a seed: without the name each would begin with the rows that the one before had seen
-    seed = np.random.SeedSequence([cfg["seed"], zlib.crc32(cfg["stage"]["name"].encode())]).generate_state(1)[0]
-    made = Plan(num_rows, cfg["global_batch"], int(seed))
-    return made, cfg["total_steps"] or made.steps(cfg["epochs"])
-
-
 def engine(cfg: Config, module: nn.Module, world: World) -> tuple[Engine, Callable[[int, int], float]]:
     """Puts a module under its optimizer and DeepSpeed; returns the engine and the learning-rate schedule."""
     optimizer, schedule = call(cfg["optim"], module.named_parameters())
@@ -188,6 +174,7 @@ def train(
         log_every=cfg["log_every"],
         save_every=cfg["save_every"],
         output_dir=cfg["output_dir"],
+        num_workers=cfg["num_workers"],
         world=world,
         describe=describe,
     )
@@ -220,21 +207,22 @@ def on_device(tensor: Tensor | None, world: World) -> Tensor | None:
     return None if tensor is None else tensor.to(world.device, non_blocking=True)
 
 
-def announce(cfg: Config, made: Body, running: Engine, world: World, facts: Mapping[str, str]) -> None:
-    """States before the first step what will happen."""
+def announce(cfg: Config, made: Body, running: Engine, sizes: tuple[int, int], facts: Mapping[str, str], world: World) -> None:
+    """States before the first step what will happen; `sizes` are those of the smallest and the largest global batch."""
     if world.rank:
         return
     size, trained = (
         sum(getattr(each, "ds_numel", each.numel()) for each in chosen)
         for chosen in (running.core.module.parameters(), running.trained().values())
     )
-    shares = distributed.shares(cfg["global_batch"], world)
-    split = f"{min(shares)}" if min(shares) == max(shares) else f"{min(shares)} or {max(shares)}"
+    shares = [count for size in sizes for count in distributed.shares(size, world)]
+    between = "or" if sizes[0] == sizes[1] else "to"
+    whole, split = (f"{min(x):,}" if min(x) == max(x) else f"{min(x):,} {between} {max(x):,}" for x in (sizes, shares))
     what = f"{trained / 1e6:.1f} of {size / 1e6:.1f} M parameters trained"
     rows = {
         "model": f"{made.backbone.config.model_type}, {what}, pooling {made.pooling}",
         "ranks": f"{world.size} ({world.device.type})",
-        "global batch": f"{cfg['global_batch']:,}, {split} on each rank",
+        "global batch": f"{whole}, {split} on each rank",
         **facts,
         "precision": f"{precision(cfg, world)}, DeepSpeed ZeRO-{running.zero_stage}",
         "output": str(cfg["output_dir"]),

@@ -1,6 +1,6 @@
 """stage=pairs and stage=finetune: InfoNCE over local queries and the passages of all ranks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,10 +14,9 @@ from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts
-from bgetrain.logger import console
-from bgetrain.stage import build, embed
+from bgetrain.stage import build, embed, supply
 from bgetrain.target import call
-from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, Rows, Source, World
+from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
@@ -35,22 +34,21 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         ValueError: data or model cannot be used as asked.
     """
     source = build.source(cfg, world)
-    open_rows = build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
-    rows, body = build.all_of(lambda: build.first(world, open_rows), lambda: build.body(cfg, source, world, masked_lm=False))
-    check(cfg, rows, source, body.backbone.config.hidden_size, world)
-    plan, total_steps = build.plan(cfg, len(rows), world)
-    part = distributed.share(cfg["global_batch"], world)
+    build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
+    rows, body = build.all_of(
+        lambda: build.first(world, lambda: supply.opened(source, lambda each: each.rows)),
+        lambda: build.body(cfg, source, world, masked_lm=False),
+    )
+    check(cfg, body.backbone.config.hidden_size)
+    supplied = supply.contrastive(cfg, source, rows, body.tokenizer, world)
     guide = embed.guide(cfg, source, world) if cfg["guide_model"] else None
-    batch_at = groups.group_batches(
-        rows,
-        source,
+    batch_at = partial(
+        groups.group_batch,
+        supplied.feeds,
         body.tokenizer,
-        plan,
-        part,
-        group_size=cfg["group_size"],
-        keyed=cfg["loss"]["mask_equal"],
-        scored=cfg["loss"]["teacher"] != "none",
-        guide=guide and guide.tokenizer,
+        guide and guide.tokenizer,
+        supplied.plan,
+        partial(distributed.share, world=world),
     )
     module = embed.bi_encoder(body, world, learnable_temperature=cfg["loss"]["learnable_temperature"]).train()
     pad_id = None if module.packed else body.tokenizer.pad_token_id
@@ -60,53 +58,53 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     engine, schedule = build.engine(cfg, module, world)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), pad_id, world))
     budget = memory.plan(cfg["step_mode"], cfg["memory_limit"], footprint, engine)
-    update = partial(update_once, cfg, engine, pad_id, budget, guide and guide.embed, world)
-    pool = cfg["loss"]["negatives"]
-    negatives = {"world": cfg["global_batch"], "rank": len(part), "group": 1}[pool] * cfg["group_size"] - 1
-    foreseen = prepare(batch_at(first_step), cfg["chunk_tokens"], pad_id, budget, world)
-    epochs = total_steps * cfg["global_batch"] / len(rows)
-    build.announce(
-        cfg,
-        body,
-        engine,
-        world,
-        {
-            "data": f"{len(rows):,} rows of {source.name}",
-            "per query": f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}",
-            "tokens per step": f"about {foreseen.tokens * cfg['global_batch'] // len(part):,}",
-            "steps": f"{first_step} to {total_steps} ({epochs:.2f} epochs)",
-            "step mode": f"{foreseen.mode}: {foreseen.reason}" if foreseen.reason else foreseen.mode,
-        },
-    )
-    del foreseen
-    steps, describe = range(first_step, total_steps + 1), partial(described, rows)
+    facts = announced(cfg, supplied, first_step, prepare(batch_at(first_step), cfg["chunk_tokens"], pad_id, budget, world), world)
+    build.announce(cfg, body, engine, supplied.sizes, facts, world)
+    update = partial(update_once, cfg, supplied, engine, pad_id, budget, guide and guide.embed, world)
+    steps, describe = range(first_step, supplied.total_steps + 1), partial(described, supplied.feeds)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
-    return {"steps": total_steps, "rows": len(rows), "training": figures}
+    return {"steps": supplied.total_steps, "rows": sum(map(len, rows)), "training": figures}
 
 
-def check(cfg: Mapping[str, Any], rows: Rows, source: Source, width: int, world: World) -> None:
-    """Holds data, model and ranks against the batch and the loss, and says what is done about too few negatives.
+def check(cfg: Mapping[str, Any], width: int) -> None:
+    """Holds the model against the loss.
 
     Raises:
-        ValueError: the first that does not fit.
+        ValueError: a width that the model has not.
     """
-    loss = cfg["loss"]
-    if cfg["global_batch"] > len(rows):
-        raise ValueError(
-            f"global_batch={cfg['global_batch']} exceeds the {len(rows)} rows of {source.name}: a row would stand in its own "
-            f"batch twice, as its own negative; use global_batch={len(rows)} or less"
-        )
-    if loss["negatives"] == "rank" and cfg["group_size"] == 1 and min(distributed.shares(cfg["global_batch"], world)) == 1:
-        raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
-    if max(loss["matryoshka"], default=1) > width:
-        raise ValueError(f"loss.matryoshka={loss['matryoshka']} exceeds the model's width of {width}")
-    say = console.say if world.rank == 0 else lambda _: None
-    groups.check_groups(rows, source, cfg["group_size"], loss["teacher"] != "none", say)
+    if max(cfg["loss"]["matryoshka"], default=1) > width:
+        raise ValueError(f"loss.matryoshka={cfg['loss']['matryoshka']} exceeds the model's width of {width}")
+
+
+def announced(cfg: Mapping[str, Any], supplied: supply.Supply, first_step: int, work: "Work", world: World) -> dict[str, str]:
+    """What the run will do, in words.
+
+    Args:
+        cfg: of the stage.
+        supplied: its data.
+        first_step: counted from 1.
+        work: this rank's, of the first step.
+        world: all ranks.
+    """
+    size = supplied.plan.size(first_step)
+    own = len(distributed.share(size, world))
+    facts = dict(supplied.facts)
+    if len(supplied.feeds) == 1:
+        pool = cfg["loss"]["negatives"]
+        negatives = {"world": size, "rank": own, "group": 1}[pool] * cfg["group_size"] - 1
+        facts["per query"] = f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}"
+    epochs = supplied.plan.epoch(supplied.total_steps + 1)
+    return facts | {
+        "tokens per step": f"about {work.tokens * size // own:,}",
+        "steps": f"{first_step} to {supplied.total_steps} ({epochs:.2f} epochs)",
+        "step mode": f"{work.mode}: {work.reason}" if work.reason else work.mode,
+    }
 
 
 def update_once(
     cfg: Mapping[str, Any],
+    supplied: supply.Supply,
     engine: Engine,
     pad_id: int | None,
     budget: memory.Budget,
@@ -119,12 +117,15 @@ def update_once(
     work = prepare(batch, cfg["chunk_tokens"], pad_id, budget, world)
     num_queries = len(batch.query.lengths)
     guided = guide and batch.guide and (guide(batch.guide[0]), guide(batch.guide[1]))
+    keys = supplied.losses[batch.source or 0]
 
     def loss(embeddings: Tensor, shift: Tensor | None) -> LossOutput:
         query, passage = embeddings[:num_queries], embeddings[num_queries:]
         teacher = build.on_device(batch.teacher, world)
         contrast = Contrast(query, passage, batch.keys, teacher, guided, shift)
-        output: LossOutput = call(cfg["loss"], contrast, counts=distributed.shares(cfg["global_batch"], world), world=world)
+        output: LossOutput = call(keys, contrast, counts=distributed.shares(batch.size, world), world=world)
+        if batch.source is not None and len(supplied.feeds) > 1:
+            output.metrics[f"loss/{supplied.feeds[batch.source].name}"] = output.loss.detach()
         return output._replace(faults=blame(embeddings, num_queries, output.faults))
 
     take = {"single": single_step, "cached": cached_step}[work.mode]
@@ -178,13 +179,14 @@ def blame(embeddings: Tensor, num_queries: int, faults: Tensor | None) -> Tensor
     return torch.maximum(2 * (~own).byte(), torch.zeros_like(own).byte() if faults is None else faults.byte())
 
 
-def described(rows: Rows, batch: GroupBatch, places: list[int]) -> list[dict[str, Any]]:
+def described(feeds: Sequence[groups.Feed], batch: GroupBatch, places: list[int]) -> list[dict[str, Any]]:
     """The rows of the data set at `places` of a batch, as people look for them."""
-    numbers = batch.rows[places].tolist()
-    return [
-        {"where": rows.where(number), "query": row.query, "pos": list(row.positives), "neg": list(row.negatives)}
-        for number, row in zip(numbers, rows.take(numbers), strict=True)
-    ]
+    found = []
+    for source, number in zip(batch.sources[places].tolist(), batch.rows[places].tolist(), strict=True):
+        rows = feeds[source].rows
+        row = rows.take([number])[0]
+        found.append({"where": rows.where(number), "query": row.query, "pos": list(row.positives), "neg": list(row.negatives)})
+    return found
 
 
 def probe(engine: Engine, batch: GroupBatch, pad_id: int | None, world: World) -> Tensor:

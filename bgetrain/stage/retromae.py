@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from bgetrain import distributed
-from bgetrain.data.texts import text_batches
+from bgetrain.data.texts import text_batch
 from bgetrain.data.tokenize import cut
 from bgetrain.engine.chunked import chunk_seeds, summed_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts
 from bgetrain.model.retromae import RetroMAE
-from bgetrain.stage import build
+from bgetrain.stage import build, supply
 from bgetrain.target import call
 from bgetrain.types import LossOutput, MaskedChunk, TextBatch, World
 
@@ -50,34 +50,39 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         ValueError: data or model cannot be used as asked.
     """
     source = build.source(cfg, world)
-    open_texts = build.need(source.texts, source, cfg, "texts", "data=text, data=beir or data=pydocs")
-    texts, body = build.all_of(lambda: build.first(world, open_texts), lambda: build.body(cfg, source, world, masked_lm=True))
+    build.need(source.texts, source, cfg, "texts", "data=text, data=beir or data=pydocs")
+    texts, body = build.all_of(
+        lambda: build.first(world, lambda: supply.opened(source, lambda each: each.texts)),
+        lambda: build.body(cfg, source, world, masked_lm=True),
+    )
     if body.tokenizer.mask_token_id is None:
         raise ValueError("model.tokenizer has no mask token, which stage=retromae needs: choose a masked language model")
-    plan, total_steps = build.plan(cfg, len(texts), world)
-    part = distributed.share(cfg["global_batch"], world)
-    clean_at = text_batches(texts, body.tokenizer, plan, part, max_len=source.passage_max_len)
+    supplied = supply.pretraining(cfg, source, texts, world)
+    part = partial(distributed.share, world=world)
+    clean_at = partial(text_batch, supplied.feeds, body.tokenizer, supplied.plan, part)
     torch.manual_seed(cfg["seed"])  # the decoder's fresh weights, alike on every rank
     engine, schedule = build.engine(cfg, RetroMAE(body.backbone), world)
     batch_at = partial(masked_batch, cfg, body.tokenizer, clean_at)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), world))
+    foreseen = batch_at(first_step)
     ratios = [f"{cfg['masking'][key]:.0%}" for key in ("encoder_ratio", "decoder_ratio")]
     build.announce(
         cfg,
         body,
         engine,
-        world,
+        supplied.sizes,
         {
-            "data": f"{len(texts):,} texts of {source.name}",
+            **supplied.facts,
             "masked": f"{ratios[0]} of the encoder's tokens, {ratios[1]} of the decoder's",
-            "tokens per step": f"about {batch_at(first_step).tokens * cfg['global_batch'] // len(part):,}",
-            "steps": f"{first_step} to {total_steps} ({total_steps * cfg['global_batch'] / len(texts):.2f} epochs)",
+            "tokens per step": f"about {foreseen.tokens * supplied.plan.size(first_step) // foreseen.texts:,}",
+            "steps": f"{first_step} to {supplied.total_steps} ({supplied.plan.epoch(supplied.total_steps + 1):.2f} epochs)",
         },
+        world,
     )
     update = partial(update_once, cfg, engine, world)
-    figures = build.train(cfg, engine, batch_at, update, range(first_step, total_steps + 1), schedule, log, world)
+    figures = build.train(cfg, engine, batch_at, update, range(first_step, supplied.total_steps + 1), schedule, log, world)
     build.save_model(cfg, engine, body, "lm.", source, world)
-    return {"steps": total_steps, "texts": len(texts), "training": figures}
+    return {"steps": supplied.total_steps, "texts": sum(map(len, texts)), "training": figures}
 
 
 def masked_batch(cfg: Mapping[str, Any], tokenizer: Any, clean_at: Callable[[int], TextBatch], step: int) -> Masked:

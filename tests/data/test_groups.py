@@ -1,20 +1,25 @@
 """Which positive, which negatives, which instruction: drawn by (seed, epoch, row) and nothing else."""
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from bgetrain.data import groups
-from bgetrain.data.groups import check_groups, group, keys, strangers
-from bgetrain.data.plan import Plan, hashed
+from bgetrain.data.groups import Feed, check_groups, group, group_batch, keys, strangers
+from bgetrain.data.order import hashed
+from bgetrain.data.plan import single
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.types import Row, Source
 
 
-def group_batches(*arguments, keyed=False, scored=False, guide=None, **changes):
-    return groups.group_batches(*arguments, keyed=keyed, scored=scored, guide=guide, **changes)
+def feed(rows, of, group_size=1, *, keyed=False, scored=False, symmetric=False) -> Feed:
+    return Feed("test", rows, of, group_size, keyed, scored, symmetric)
+
+
+def group_batches(rows, of, tokenizer, plan, part, *, guide=None, **changes):
+    return partial(group_batch, [feed(rows, of, **changes)], tokenizer, guide, plan, lambda size: part)
 
 
 class Listed:
@@ -101,15 +106,15 @@ def test_rows_without_negatives_are_refused_or_filled_as_asked():
     rows = Listed([row(0, negatives=2), row(1)])
     said: list[str] = []
     with pytest.raises(ValueError, match=r"^rows\.jsonl:2: group_size=3 needs negatives and this row has none: .*stage=mine"):
-        check_groups(rows, source(missing="refuse"), 3, False, said.append)
-    check_groups(rows, source(missing="refuse"), 1, False, said.append)
+        check_groups(feed(rows, source(missing="refuse"), 3), said.append)
+    check_groups(feed(rows, source(missing="refuse"), 1), said.append)
     assert said == []
-    check_groups(rows, source(), 3, False, said.append)
-    assert said == ["1 of the first 2 rows have no negatives: random passages of other rows stand in"]
+    check_groups(feed(rows, source(), 3), said.append)
+    assert said == ["1 of the first 2 rows of test have no negatives: random passages of other rows stand in"]
     said.clear()
-    check_groups(rows, source(), 8, False, said.append)
+    check_groups(feed(rows, source(), 8), said.append)
     assert said[1] == (
-        "1 of the first 2 rows have fewer than the 7 negatives of group_size=8 (the fewest 2): theirs are repeated"
+        "1 of the first 2 rows of test have fewer than the 7 negatives of group_size=8 (the fewest 2): theirs are repeated"
     )
 
 
@@ -126,7 +131,7 @@ def decoded(tokenizer, text) -> list[str]:
 
 def test_a_row_s_prompt_takes_the_place_of_the_instruction_also_when_empty(tokenizer):
     rows = Listed([row(0), row(1, prompt="own "), row(2, prompt="")])
-    batch_at = group_batches(rows, source("find "), tokenizer, Plan(3, 3, 0), range(3), group_size=1)
+    batch_at = group_batches(rows, source("find "), tokenizer, single(3, 3, 0), range(3), group_size=1)
     batch = batch_at(1)
     queries = dict(zip(batch.rows.tolist(), decoded(tokenizer, batch.query), strict=True))
     assert queries == {0: "find q0", 1: "own q1", 2: "q2"}  # never "None"
@@ -136,10 +141,10 @@ def test_a_batch_holds_each_query_s_group_in_turn_and_ranks_share_it(tokenizer):
     rows = Listed([row(number, positives=2, negatives=3) for number in range(10)])
 
     def batches(part: range):
-        return group_batches(rows, source(), tokenizer, Plan(10, 6, 1), part, group_size=3)
+        return group_batches(rows, source(), tokenizer, single(10, 6, 1), part, group_size=3)
 
     whole = batches(range(6))(4)  # the fourth step begins in the second epoch
-    plan = Plan(10, 6, 1)
+    plan = single(10, 6, 1)
     draw = plan.draw(4, range(6))
     assert whole.rows.tolist() == draw.rows.tolist()
     assert whole.epoch == 1.8
@@ -157,7 +162,7 @@ def test_a_batch_holds_each_query_s_group_in_turn_and_ranks_share_it(tokenizer):
 def test_queries_and_passages_are_cut_at_their_own_lengths(tokenizer):
     long = Listed([Row("own " * 40, ["find " * 40], [], None)])
     lengths = source()._replace(query_max_len=8, passage_max_len=16)
-    batch = group_batches(long, lengths, tokenizer, Plan(1, 1, 0), range(1), group_size=1)(1)
+    batch = group_batches(long, lengths, tokenizer, single(1, 1, 0), range(1), group_size=1)(1)
     assert (batch.query.lengths.tolist(), batch.passage.lengths.tolist()) == ([8], [16])
 
 
@@ -169,12 +174,12 @@ def test_a_teacher_s_scores_go_with_their_passages(tokenizer):
     for epoch in range(6):
         found = group(rows, one, 0, epoch, 4, seed=3)
         assert found.scores == [of[text] for text in found.passages]
-    batch = group_batches(Listed([one]), source(), tokenizer, Plan(1, 1, 0), range(1), group_size=4, scored=True)(2)
+    batch = group_batches(Listed([one]), source(), tokenizer, single(1, 1, 0), range(1), group_size=4, scored=True)(2)
     assert batch.teacher.tolist() == [[of[text] for text in decoded(tokenizer, batch.passage)]]
     with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores and neg_scores for the 2 passages .*teacher=none$"):
-        check_groups(rows, source(), 2, True, print)
+        check_groups(feed(rows, source(), 2, scored=True), print)
     with pytest.raises(ValueError, match=r"^rows\.jsonl:2: has no pos_scores"):
-        group_batches(rows, source(), tokenizer, Plan(2, 2, 0), range(2), group_size=2, scored=True)(1)
+        group_batches(rows, source(), tokenizer, single(2, 2, 0), range(2), group_size=2, scored=True)(1)
     without = one._replace(negatives=[], negative_scores=None)  # strangers have no scores
     assert group(rows, without, 0, 0, 2, seed=3).scores is None
     assert group(rows, without, 0, 0, 1, seed=3).scores is not None
@@ -182,7 +187,7 @@ def test_a_teacher_s_scores_go_with_their_passages(tokenizer):
 
 def test_equal_texts_have_equal_keys_and_others_do_not(tokenizer):
     rows = Listed([row(0, positives=2, negatives=1), row(1, negatives=1)._replace(query=" q0 ", prompt="own ")])
-    batch = group_batches(rows, source("find "), tokenizer, Plan(2, 2, 0), range(2), group_size=2, keyed=True)(1)
+    batch = group_batches(rows, source("find "), tokenizer, single(2, 2, 0), range(2), group_size=2, keyed=True)(1)
     first = batch.rows.tolist().index(0)
     assert batch.keys.query[0] == batch.keys.query[1] == keys(["q0"])[0]
     assert batch.keys.positives.lengths[first] == 2
@@ -194,5 +199,5 @@ def test_equal_texts_have_equal_keys_and_others_do_not(tokenizer):
 
 def test_a_guide_reads_the_same_texts_in_its_own_tokens(tokenizer):
     guide = train_wordpiece(["q0 p0a find"], 40, 32)
-    batch = group_batches(Listed([row(0)]), source("find "), tokenizer, Plan(1, 1, 0), range(1), group_size=1, guide=guide)(1)
+    batch = group_batches(Listed([row(0)]), source("find "), tokenizer, single(1, 1, 0), range(1), group_size=1, guide=guide)(1)
     assert [decoded(guide, each) for each in batch.guide] == [["find q0"], ["p0a"]]

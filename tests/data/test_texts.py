@@ -3,8 +3,8 @@
 import torch
 
 from bgetrain.data.corpus import ListedTexts
-from bgetrain.data.plan import Plan
-from bgetrain.data.texts import text_batches
+from bgetrain.data.plan import single
+from bgetrain.data.texts import TextFeed, text_batch
 from bgetrain.data.tokenize import tokenize_words, train_wordpiece
 
 TEXTS = [f"word{n} and word{n + 1} " * (1 + n % 3) for n in range(10)]
@@ -12,11 +12,11 @@ TEXTS = [f"word{n} and word{n + 1} " * (1 + n % 3) for n in range(10)]
 
 def test_a_batch_holds_the_plan_s_texts_their_words_and_their_places():
     tokenizer = train_wordpiece(TEXTS, 100, 32)
-    made = text_batches(ListedTexts(TEXTS), tokenizer, Plan(10, 4, 3), range(1, 4), max_len=9)
+    feeds = [TextFeed("test", ListedTexts(TEXTS), 9)]
     for step in (1, 7, 2):
-        numbers = Plan(10, 4, 3).draw(step, range(1, 4)).rows
+        numbers = single(10, 4, 3).draw(step, range(1, 4)).rows
         text, words = tokenize_words(tokenizer, [TEXTS[number] for number in numbers], 9)
-        batch = made(step)
+        batch = text_batch(feeds, tokenizer, single(10, 4, 3), lambda size: range(1, size), step)
         assert torch.equal(batch.text.ids, text.ids)
         assert torch.equal(batch.words, words)
         assert int(batch.text.lengths.max()) <= 9

@@ -54,7 +54,8 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
 
     loop.fit(
         engine, lambda step: Batch(step, 0.0), update, first_step=first, total_steps=last,
-        schedule=lambda step, total: 1 - step / 100, log=log, log_every=1, save_every=100, output_dir=str(folder), world=world,
+        schedule=lambda step, total: 1 - step / 100, log=log, log_every=1, save_every=100, output_dir=str(folder),
+        num_workers=0, world=world,
     )  # fmt: skip
     final = engine.state(last)
     return {"logged": logged, "weights": final.parameters, "counters": final.counters, "scaler": scaler.read(engine.core),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bgetrain.engine import checkpoint, loop
+from bgetrain.engine.ahead import ahead
 from bgetrain.types import Interrupted, LossOutput, TrainState, World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -53,7 +54,7 @@ def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, 
     return loop.fit(
         engine, lambda step: Batch(step, step / 10), update or plain, first_step=first_step, total_steps=total_steps,
         schedule=lambda step, total: step / total, log=log or (lambda step, metrics: None), log_every=log_every,
-        save_every=save_every, output_dir=str(folder), world=ALONE,
+        save_every=save_every, output_dir=str(folder), num_workers=0, world=ALONE,
     )  # fmt: skip
 
 
@@ -129,7 +130,7 @@ def test_an_error_in_making_a_batch_reaches_the_loop_and_ends_the_thread(tmp_pat
             raise ValueError("rows.jsonl:3: empty query")
         return Batch(step, 0.0)
 
-    with loop.ahead(batch_at, 1, 9) as batches:
+    with ahead(batch_at, range(1, 10), 0) as batches:
         assert [next(batches).step, next(batches).step] == [1, 2]
         with pytest.raises(ValueError, match=r"rows\.jsonl:3"):
             next(batches)
@@ -143,7 +144,7 @@ def test_batches_are_made_at_most_three_ahead_and_the_thread_ends_with_the_loop(
         made.append(step)
         return Batch(step, 0.0)
 
-    with loop.ahead(batch_at, 5, 100) as batches:
+    with ahead(batch_at, range(5, 101), 0) as batches:
         assert next(batches).step == 5
         time.sleep(0.3)
         assert makers()

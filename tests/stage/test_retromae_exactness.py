@@ -84,12 +84,12 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     from bgetrain.data.corpus import read_corpus
-    from bgetrain.data.texts import text_batches
+    from bgetrain.data.texts import text_batch
     from bgetrain.model.retromae import RetroMAE
     from bgetrain.optim.schedule import linear
-    from bgetrain.stage import build
+    from bgetrain.stage import supply
     from bgetrain.stage.retromae import masked_batch
-    from bgetrain.types import World
+    from bgetrain.types import Source, World
 
     class Listed(list):
         def take(self, indices):
@@ -102,8 +102,9 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     module = RetroMAE(lm)
     texts = Listed(read_corpus(data).values())
     cfg = configure(Case(0, 10**6), model, data, Path())
-    plan, _ = build.plan(cfg, len(texts), World(0, 1, 0, 1, torch.device("cpu")))
-    clean_at = text_batches(texts, tokenizer, plan, range(ROWS), max_len=24)
+    source = Source("data=test", lambda: texts, None, None, [], "train", 24, 24, "", "random")
+    supplied = supply.pretraining(cfg, source, [texts], World(0, 1, 0, 1, torch.device("cpu")))
+    clean_at = partial(text_batch, supplied.feeds, tokenizer, supplied.plan, range)
     figures = []
     for step in range(1, STEPS + 1):
         (chunk,) = partial(masked_batch, cfg, tokenizer, clean_at)(step).chunks

@@ -1,0 +1,207 @@
+"""What a training stage trains on: the sources of its data, their batches and their order."""
+
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from bgetrain import distributed
+from bgetrain.data import buckets, mixture
+from bgetrain.data.groups import Feed, check_groups
+from bgetrain.data.plan import Plan
+from bgetrain.data.texts import TextFeed
+from bgetrain.logger import console
+from bgetrain.stage import build
+from bgetrain.types import Mix, Part, Rows, Source, Texts, World
+
+T = TypeVar("T")
+
+
+class Supply(NamedTuple):
+    """What is trained on, in which order.
+
+    Attributes:
+        feeds: one for each stream of the plan; `Feed` or, for pre-training, `TextFeed`.
+        losses: of each feed, the keys of its loss; none for pre-training.
+        plan: the order.
+        total_steps: of the run.
+        facts: to state before the first step.
+        sizes: of the global batches, smallest and largest.
+    """
+
+    feeds: list[Any]
+    losses: list[Mapping[str, Any]]
+    plan: Plan
+    total_steps: int
+    facts: dict[str, str]
+    sizes: tuple[int, int]
+
+
+def mix_of(source: Source) -> Mix:
+    """The parts of a mixture; a single source is a mixture of one."""
+    return source.mix or Mix([Part(source.name, source)], "source", 1.0)
+
+
+def opened(source: Source, opener: Callable[[Source], Callable[[], T] | None]) -> list[T]:
+    """Opens a kind of data of each part.
+
+    Raises:
+        ValueError: what opening raises; names the part of a mixture.
+    """
+    found = []
+    for part in mix_of(source).parts:
+        make = opener(part.source)
+        assert make is not None
+        try:
+            found.append(make())
+        except ValueError as error:
+            raise ValueError(f"data.sources.{part.name}: {error}" if source.mix else str(error)) from error
+    return found
+
+
+def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokenizer: Any, world: World) -> Supply:
+    """Feeds of labelled rows, one for each source and each of its length buckets.
+
+    Args:
+        cfg: of the stage.
+        source: a mixture or a single source.
+        rows: of each part.
+        tokenizer: by which lengths are measured.
+        world: all ranks.
+
+    Raises:
+        ValueError: a batch that its source cannot fill, groups without negatives or scores.
+    """
+    mix = mix_of(source)
+    feeds: list[Feed] = []
+    losses: list[Mapping[str, Any]] = []
+    shapes: list[mixture.Feed] = []
+    for number, (part, own) in enumerate(zip(mix.parts, rows, strict=True)):
+        loss = {**cfg["loss"], **part.loss}
+        feed = Feed(
+            part.name,
+            own,
+            part.source,
+            part.group_size or cfg["group_size"],
+            loss["mask_equal"],
+            loss["teacher"] != "none",
+            part.symmetric,
+        )
+        check_groups(feed, console.say if world.rank == 0 else lambda _: None)
+        for name, chosen, batch in bucketed(cfg, number, part, feed, tokenizer, world):
+            feeds.append(feed._replace(name=name, rows=chosen))
+            losses.append(loss)
+            shapes.append(mixture.Feed(number, len(chosen), batch))
+            check_batch(cfg, part, feeds[-1], batch, loss, world)
+    if mix.batches == "mixed" and len({(feed.group_size, feed.symmetric) for feed in feeds}) > 1:
+        raise ValueError("data.batches=mixed makes one batch of all sources: group_size and symmetric must be alike for them")
+    return supplied(cfg, mix, feeds, losses, shapes, "rows")
+
+
+def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world: World) -> Supply:
+    """Feeds of texts, one for each source.
+
+    Args:
+        cfg: of the stage.
+        source: a mixture or a single source.
+        texts: of each part.
+        world: all ranks.
+
+    Raises:
+        ValueError: fewer texts in a step than ranks.
+    """
+    mix = mix_of(source)
+    feeds = [TextFeed(part.name, own, part.source.passage_max_len) for part, own in zip(mix.parts, texts, strict=True)]
+    shapes = []
+    for number, part in enumerate(mix.parts):
+        batch = part.global_batch or cfg["global_batch"]
+        check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
+        shapes.append(mixture.Feed(number, len(feeds[number].texts), batch))
+    return supplied(cfg, mix, feeds, [], shapes, "texts")
+
+
+def bucketed(cfg: build.Config, number: int, part: Part, feed: Feed, tokenizer: Any, world: World) -> list[tuple[str, Rows, int]]:
+    """Name, rows and global batch of each length bucket of a part; of all its rows where there are no buckets."""
+    global_batch = part.global_batch or cfg["global_batch"]
+    if not cfg["length_buckets"]:
+        return [(part.name, feed.rows, global_batch)]
+    source, budget = part.source, cfg["batch_tokens"]
+
+    def batch_of(limit: int) -> int:
+        tokens = min(limit, source.query_max_len) + feed.group_size * min(limit, source.passage_max_len)
+        return int(global_batch if budget is None else max(1, budget // tokens))
+
+    lengths = measured(Path(cfg["output_dir"]) / "lengths" / f"{number}.npy", feed, tokenizer, world)
+    found = buckets.split(lengths, cfg["length_buckets"], batch_of)
+    return [(f"{part.name}:{limit}", buckets.Subset(feed.rows, numbers), batch_of(limit)) for limit, numbers in found]
+
+
+def measured(path: Path, feed: Feed, tokenizer: Any, world: World) -> np.ndarray:
+    """int32 [N], tokens of each row's longest text; measured over all ranks and kept at `path`."""
+    known = distributed.from_first(np.load(path) if world.rank == 0 and path.is_file() else None, world)
+    if known is not None:
+        return np.asarray(known)
+    own = distributed.share(len(feed.rows), world)
+
+    def measure() -> np.ndarray:
+        if world.rank:
+            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda _: None)
+        with console.track(f"lengths of {feed.name}", len(feed.rows)) as advance:
+            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda count: advance(count * world.size))
+
+    found = distributed.gather_arrays(measure(), world)
+    if world.rank == 0:
+        path.parent.mkdir(exist_ok=True)
+        beside = path.with_name(f".{path.name}")
+        np.save(beside, found)
+        beside.replace(path)
+    return found
+
+
+def check_batch(cfg: build.Config, part: Part, feed: Feed, batch: int, loss: Mapping[str, Any], world: World) -> None:
+    """Holds a global batch against rows, ranks and loss.
+
+    Raises:
+        ValueError: the first that does not fit.
+    """
+    key = f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch"
+    if feed.name != part.name and cfg["batch_tokens"] is not None:
+        key = f"batch_tokens={cfg['batch_tokens']}: global batch"
+    if batch > len(feed.rows):
+        raise ValueError(
+            f"{key}={batch} exceeds the {len(feed.rows)} rows of {feed.name}: a row would stand in its own "
+            f"batch twice, as its own negative; use {key}={len(feed.rows)} or less"
+        )
+    check_ranks(batch, key, world)
+    if loss["negatives"] == "rank" and feed.group_size == 1 and min(distributed.shares(batch, world)) == 1:
+        raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
+
+
+def check_ranks(batch: int, key: str, world: World) -> None:
+    if batch < world.size:
+        raise ValueError(f"{key}={batch} is below the {world.size} ranks: each needs at least one row")
+
+
+def supplied(
+    cfg: build.Config, mix: Mix, feeds: list[Any], losses: list[Mapping[str, Any]], shapes: Sequence[mixture.Feed], what: str
+) -> Supply:
+    """Puts the feeds in their order and counts the steps."""
+    # stages of one recipe share a seed: without the name each would begin with the rows that the one before had seen
+    seed = np.random.SeedSequence([cfg["seed"], zlib.crc32(cfg["stage"]["name"].encode())]).generate_state(1)[0]
+    plan = mixture.plan(mix, shapes, int(seed))
+    batches = [shape.batch for shape in shapes]
+    total_steps = cfg["total_steps"] or plan.steps(cfg["epochs"])
+    return Supply(feeds, losses, plan, total_steps, facts(feeds, shapes, plan, what), (min(batches), max(batches)))
+
+
+def facts(feeds: Sequence[Any], shapes: Sequence[mixture.Feed], plan: Plan, what: str) -> dict[str, str]:
+    """The data in words: one line, or one for each source."""
+    if len(shapes) == 1:
+        return {"data": f"{shapes[0].rows:,} {what} of {feeds[0].name}"}
+    unit = f"the {what} of a batch" if plan.mixed else "the steps"
+    return {
+        f"data {feed.name}": f"{shape.rows:,} {what}, {portion:.1%} of {unit}, global batch {shape.batch:,}"
+        for feed, shape, portion in zip(feeds, shapes, plan.portions.tolist(), strict=True)
+    }
