@@ -18,7 +18,7 @@ import numpy as np
 from bgetrain import distributed
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.groups import keys
-from bgetrain.data.plan import hashed
+from bgetrain.data.order import hashed
 from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
@@ -150,8 +150,7 @@ def reported(folder: Path, rules: filtering.Rules, counts: Mapping[str, Any]) ->
 
 def opened(cfg: Mapping[str, Any], rules: filtering.Rules, source: Source) -> list[Job]:
     """The sources to go through: those of a mixture, or the one."""
-    mix = getattr(source, "mix", None)
-    sources = {part.name: part.source for part in mix.parts} if mix else {"": source}
+    sources = {part.name: part.source for part in source.mix.parts} if source.mix else {"": source}
     jobs = []
     for number, (name, each) in enumerate(sources.items()):
         assert each.rows is not None
