@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from omegaconf import OmegaConf
+
 from bgetrain import config
 from bgetrain.data import rows as row_files
 from bgetrain.search import filtering, tally
 from bgetrain.stage import filter as stage
+from bgetrain.target import call
 from bgetrain.types import Row
 
 WORDS = ["ban", "bur", "best", "kin", "lun", "dor", "fast", "gir", "fist", "gun", "dar", "gor", "kar", "len", "bost", "ker"]
@@ -117,7 +120,9 @@ def test_positives_below_the_similarity_are_dropped_one_by_one_and_rows_without_
     assert [(row["query"], row["pos"]) for row in kept] == expected[True]
     assert [(row["query"], row["pos"]) for row in dropped] == expected[False]
     assert 0 < len(expected[True]) < 60
-    by_text = {(row["query"], text): value for row, values in zip(rows, scores, strict=True) for text, value in zip(row["pos"], values, strict=True)}  # fmt: skip
+    by_text = {}
+    for row, values in zip(rows, scores, strict=True):
+        by_text |= {(row["query"], text): value for text, value in zip(row["pos"], values, strict=True)}
     for row in [*kept, *dropped]:
         for text, value in zip(row["pos"], row["similarity"], strict=True):
             assert value == pytest.approx(by_text[row["query"], text], abs=1e-4)  # it is rounded to 4 digits
@@ -138,10 +143,8 @@ def test_what_a_row_has_besides_is_kept_and_its_own_scores_stay(world, model_fol
     assert kept[3]["pos_scores"] == [7.5, -2.0]
     assert all(row["pos_scores"] == row["similarity"] for number, row in enumerate(kept) if number != 3)
     assert not (tmp_path / "out/dropped").exists()
-    opened = row_files.jsonl(
-        [str(tmp_path / "out/kept/*.jsonl")],
-        **{key: value for key, value in config.compose(["stage=mine", "data=jsonl", "data.files=[x]"]).data.items() if key not in ("_target_", "files")},
-    )  # fmt: skip
+    data = config.compose(["stage=mine", "data=jsonl", f"data.files=['{tmp_path}/out/kept/*.jsonl']"]).data
+    opened = call(OmegaConf.to_container(data))
     read_back = opened.rows()
     assert [each.query for each in read_back.take(range(len(read_back)))] == [row["query"] for row in rows]
 
@@ -215,7 +218,9 @@ def test_a_run_that_was_stopped_goes_on_with_the_parts_that_are_not_done(world, 
     monkeypatch.setattr(stage, "one_part", until_third)
     with pytest.raises(KeyboardInterrupt):
         run(world, asked(model_folder, file, tmp_path / "out", *more))
-    assert sorted(written(tmp_path / "out")) == [f"{kind}/part-00000{part}.{end}" for kind, end in (("counts", "json"), ("dropped", "jsonl"), ("kept", "jsonl")) for part in (0, 1)]  # fmt: skip
+    ends = {"counts": "json", "dropped": "jsonl", "kept": "jsonl"}
+    there = {f"{kind}/part-{part:06d}.{end}" for kind, end in ends.items() for part in (0, 1)}
+    assert set(written(tmp_path / "out")) == there
     (tmp_path / "out/counts/part-000000.json").unlink()  # as if it had been stopped just before its counts were written
     monkeypatch.setattr(stage, "one_part", lambda job, part, *others: (done.append(part), plain(job, part, *others)))
     run(world, asked(model_folder, file, tmp_path / "out", *more))
@@ -252,9 +257,10 @@ def test_the_sources_of_a_mixture_are_filtered_each_with_a_pool_of_its_own(world
     other = tmp_path / "other.jsonl"
     other.write_text("".join(json.dumps({"q": row["query"], "pos": row["pos"]}) + "\n" for row in rows[:20]))
     lengths = "query_max_len: 32, passage_max_len: 32"
-    sources = f"{{one: {{data: jsonl, files: [{file}], {lengths}}}, two: {{data: jsonl, files: [{other}], columns: {{query: q}}, {lengths}}}}}"  # fmt: skip
+    one = f"one: {{data: jsonl, files: [{file}], {lengths}}}"
+    two = f"two: {{data: jsonl, files: [{other}], columns: {{query: q}}, {lengths}}}"
     more = ["filter.top_k=2", "filter.pool=1000", "filter.rows_per_part=16"]
-    data = ["data=mixture", f"data.sources={sources}"]
+    data = ["data=mixture", f"data.sources={{{one}, {two}}}"]
     run(world, [f"model.path={model_folder}", f"output_dir={tmp_path / 'out'}", *data, *more])
     run(world, asked(model_folder, file, tmp_path / "alone", *more))
     assert read(tmp_path / "out/kept/one") == read(tmp_path / "alone/kept")
