@@ -70,6 +70,10 @@ def check(cfg: dict[str, Any], check_group: Callable[[str, dict[str, Any]], None
     own = {key: known.parameters[key] for key in known.parameters if key != "name"}
     for name, node in sources(cfg).items():
         place = f"data.sources.{name}"
+        function = signature(node["_target_"])
+        for key in node:
+            if function is not None and key not in own and key != "_target_" and key not in function.parameters:
+                raise ValueError(f"{place} has no key {key!r}{nearest(key, [*own, *function.parameters])}")
         check_group(place, {key: value for key, value in node.items() if key not in own})
         for key in own:
             words = fault(node[key], own[key]) if key in node else None

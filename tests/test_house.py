@@ -93,7 +93,7 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "stage"], ids=name_of)
 def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
-    assert others <= {"bgetrain.stage.build", "bgetrain.stage.embed"}
+    assert others <= {"bgetrain.stage.build", "bgetrain.stage.embed", "bgetrain.stage.supply"}
 
 
 def test_target_and_types_import_nothing_of_ours():
@@ -230,7 +230,8 @@ def fitting(stage: str, group: str) -> list[str]:
 
 def dummies(group: str, option: str) -> list[str]:
     unset = [key for key, value in yaml_of(group, option).items() if value == "???"]
-    return [f"{group}.{key}={'[x]' if key == 'files' else 'x'}" for key in unset]
+    values = {"files": "[x]", "sources": "{a: {data: jsonl, files: [x]}}"}
+    return [f"{group}.{key}={values.get(key, 'x')}" for key in unset]
 
 
 def parts(stage: str) -> list[str]:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from bgetrain.data.groups import Feed
 from bgetrain.data.tokenize import tokenize
-from bgetrain.types import Row, Rows, Source
+from bgetrain.types import Row, Rows
 
 BLOCK = 4096  # rows measured at a time
 
@@ -32,27 +33,26 @@ class Subset:
         return self.rows.where(int(self.numbers[index]))
 
 
-def longest_texts(rows: Rows, source: Source, tokenizer: Any, part: range, advance: Callable[[int], None]) -> np.ndarray:
+def longest_texts(feed: Feed, tokenizer: Any, part: range, advance: Callable[[int], None]) -> np.ndarray:
     """int32 [n], tokens of the longest text of each row of `part`, cut as in training.
 
     Args:
-        rows: labelled queries.
-        source: their lengths and instruction.
+        feed: the rows, their limits and instruction.
         tokenizer: a fast tokenizer of transformers.
         part: the rows to measure.
         advance: told how many rows have been measured since it was last told.
     """
     found = [np.zeros(0, np.int32)]
     for start in range(part.start, part.stop, BLOCK):
-        taken = rows.take(range(start, min(start + BLOCK, part.stop)))
-        prompts = (source.query_instruction if row.prompt is None else row.prompt for row in taken)
+        taken = feed.rows.take(range(start, min(start + BLOCK, part.stop)))
+        prompts = (feed.query_instruction if row.prompt is None else row.prompt for row in taken)
         queries = [prompt + row.query for prompt, row in zip(prompts, taken, strict=True)]
         passages = [passage for row in taken for passage in (*row.positives, *row.negatives)]
         counts = np.array([len(row.positives) + len(row.negatives) for row in taken])
         longest = np.maximum.reduceat(
-            tokenize(tokenizer, passages, source.passage_max_len).lengths.numpy(), counts.cumsum() - counts
+            tokenize(tokenizer, passages, feed.passage_max_len).lengths.numpy(), counts.cumsum() - counts
         )
-        found.append(np.maximum(tokenize(tokenizer, queries, source.query_max_len).lengths.numpy(), longest).astype(np.int32))
+        found.append(np.maximum(tokenize(tokenizer, queries, feed.query_max_len).lengths.numpy(), longest).astype(np.int32))
         advance(len(taken))
     return np.concatenate(found)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from bgetrain.data.order import hashed
 from bgetrain.data.plan import Draw, Plan
 from bgetrain.data.tokenize import tokenize_each
-from bgetrain.types import GroupBatch, Ragged, Row, Rows, Source, TextKeys
+from bgetrain.types import GroupBatch, Ragged, Row, Rows, TextKeys
 
 POSITIVE, NEGATIVE, STRANGER = 1, 2, 3  # keep the draws of one row apart
 
@@ -22,7 +22,10 @@ class Feed(NamedTuple):
     Attributes:
         name: of the source, for messages and metrics.
         rows: labelled queries.
-        source: their lengths, instruction and rule for missing negatives.
+        query_max_len: tokens of a query with its instruction and special tokens.
+        passage_max_len: the same of a passage.
+        query_instruction: put before a query whose row has no prompt.
+        missing_negatives: random | refuse, where a row has none.
         group_size: G, passages per query.
         keyed: with the keys by which equal texts are found.
         scored: with the teacher's scores of the passages.
@@ -31,7 +34,10 @@ class Feed(NamedTuple):
 
     name: str
     rows: Rows
-    source: Source
+    query_max_len: int
+    passage_max_len: int
+    query_instruction: str
+    missing_negatives: str
     group_size: int
     keyed: bool
     scored: bool
@@ -44,7 +50,7 @@ def group_batch(
     """This rank's batch of a step: a function of the step alone.
 
     Args:
-        feeds: one for each stream of the plan; where batches are mixed, alike in all but rows and source.
+        feeds: one for each stream of the plan; where batches are mixed, alike in group_size, keyed, scored and symmetric.
         tokenizer: a fast tokenizer of transformers.
         guide: the guide model's tokenizer; None: no guide.
         plan: the order of the rows.
@@ -63,7 +69,7 @@ def group_batch(
     scores: list[list[float]] = []
     for place, row, number, epoch in zip(places, taken, draw.rows.tolist(), draw.epochs.tolist(), strict=True):
         feed = feeds[place]
-        prompt = feed.source.query_instruction if row.prompt is None else row.prompt
+        prompt = feed.query_instruction if row.prompt is None else row.prompt
         queries.append(prompt + row.query)
         found = group(feed.rows, row, number, epoch, feed.group_size, plan.seeds[place])
         plain += found.passages
@@ -71,7 +77,7 @@ def group_batch(
         if feed.scored and found.scores is None:
             raise lack_of_scores(feed.rows, number, feed.group_size)
         scores.append(found.scores or [])
-    first, limits = feeds[places[0]], [feeds[place].source for place in places]
+    first, limits = feeds[places[0]], [feeds[place] for place in places]
 
     def tokens(words: Any) -> tuple[Ragged, Ragged]:
         passage_limits = [each.passage_max_len for each in limits for _ in range(first.group_size)]
@@ -184,7 +190,7 @@ def check_groups(feed: Feed, say: Callable[[str], None]) -> None:
         return
     counts = [len(row.negatives) for row in taken]
     without = [number for number, count in zip(sample, counts, strict=True) if count == 0]
-    if without and feed.source.missing_negatives == "refuse":
+    if without and feed.missing_negatives == "refuse":
         raise ValueError(
             f"{rows.where(without[0])}: group_size={feed.group_size} needs negatives and this row has none: "
             f"mine some with stage=mine, or set group_size=1 or data.missing_negatives=random"

@@ -37,11 +37,11 @@ def ahead(batch_at: Callable[[int], Any], steps: range, num_workers: int) -> Ite
         # forked from a server without the threads and sockets of this process
         multiprocessing_context="forkserver",
     )
-    batches = iter(loader)
+    made: Any = iter(loader)
     try:
-        yield (given(each) for each in batches)
+        yield (given(each) for each in made)
     finally:
-        del batches  # ends the processes
+        made._shutdown_workers()  # what its __del__ does: now, not when the last reference to it goes
 
 
 class Steps(Dataset):

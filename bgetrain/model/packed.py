@@ -121,7 +121,8 @@ def block_of(lengths: Sequence[int]) -> Block:
     own = torch.tensor(lengths)
     real = torch.arange(width) < own[:, None]  # [n, L]
     back = real.flatten().nonzero().squeeze(1)
-    places = torch.zeros(real.numel(), dtype=torch.int64)
+    # padding copies the text's own first token: one of another text, if not finite, would spoil this one at weight 0
+    places = (own.cumsum(0) - own).repeat_interleave(width)
     places[back] = torch.arange(tokens)
     return Block(len(lengths), width, tokens, places, ~real[:, None, None, :], back)
 

@@ -60,7 +60,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     budget = memory.plan(cfg["step_mode"], cfg["memory_limit"], footprint, engine)
     facts = announced(cfg, supplied, first_step, prepare(batch_at(first_step), cfg["chunk_tokens"], pad_id, budget, world), world)
     build.announce(cfg, body, engine, supplied.sizes, facts, world)
-    update = partial(update_once, cfg, supplied, engine, pad_id, budget, guide and guide.embed, world)
+    update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     steps, describe = range(first_step, supplied.total_steps + 1), partial(described, supplied.feeds)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
@@ -104,8 +104,8 @@ def announced(cfg: Mapping[str, Any], supplied: supply.Supply, first_step: int, 
 
 def update_once(
     cfg: Mapping[str, Any],
-    supplied: supply.Supply,
     engine: Engine,
+    supplied: supply.Supply,
     pad_id: int | None,
     budget: memory.Budget,
     guide: Callable[[Ragged], Tensor] | None,

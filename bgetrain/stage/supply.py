@@ -83,7 +83,10 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
         feed = Feed(
             part.name,
             own,
-            part.source,
+            part.source.query_max_len,
+            part.source.passage_max_len,
+            part.source.query_instruction,
+            part.source.missing_negatives,
             part.group_size or cfg["group_size"],
             loss["mask_equal"],
             loss["teacher"] != "none",
@@ -127,10 +130,10 @@ def bucketed(cfg: build.Config, number: int, part: Part, feed: Feed, tokenizer: 
     global_batch = part.global_batch or cfg["global_batch"]
     if not cfg["length_buckets"]:
         return [(part.name, feed.rows, global_batch)]
-    source, budget = part.source, cfg["batch_tokens"]
+    budget = cfg["batch_tokens"]
 
     def batch_of(limit: int) -> int:
-        tokens = min(limit, source.query_max_len) + feed.group_size * min(limit, source.passage_max_len)
+        tokens = min(limit, feed.query_max_len) + feed.group_size * min(limit, feed.passage_max_len)
         return int(global_batch if budget is None else max(1, budget // tokens))
 
     lengths = measured(Path(cfg["output_dir"]) / "lengths" / f"{number}.npy", feed, tokenizer, world)
@@ -147,9 +150,9 @@ def measured(path: Path, feed: Feed, tokenizer: Any, world: World) -> np.ndarray
 
     def measure() -> np.ndarray:
         if world.rank:
-            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda _: None)
+            return buckets.longest_texts(feed, tokenizer, own, lambda _: None)
         with console.track(f"lengths of {feed.name}", len(feed.rows)) as advance:
-            return buckets.longest_texts(feed.rows, feed.source, tokenizer, own, lambda count: advance(count * world.size))
+            return buckets.longest_texts(feed, tokenizer, own, lambda count: advance(count * world.size))
 
     found = distributed.gather_arrays(measure(), world)
     if world.rank == 0:

@@ -9,13 +9,24 @@ import torch
 
 from bgetrain.data.groups import Feed, check_groups, group, group_batch, keys, strangers
 from bgetrain.data.order import hashed
-from bgetrain.data.plan import single
+from bgetrain.data.plan import Plan, Stream, single
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.types import Row, Source
 
 
 def feed(rows, of, group_size=1, *, keyed=False, scored=False, symmetric=False) -> Feed:
-    return Feed("test", rows, of, group_size, keyed, scored, symmetric)
+    return Feed(
+        "test",
+        rows,
+        of.query_max_len,
+        of.passage_max_len,
+        of.query_instruction,
+        of.missing_negatives,
+        group_size,
+        keyed,
+        scored,
+        symmetric,
+    )
 
 
 def group_batches(rows, of, tokenizer, plan, part, *, guide=None, **changes):
@@ -201,3 +212,41 @@ def test_a_guide_reads_the_same_texts_in_its_own_tokens(tokenizer):
     guide = train_wordpiece(["q0 p0a find"], 40, 32)
     batch = group_batches(Listed([row(0)]), source("find "), tokenizer, single(1, 1, 0), range(1), group_size=1, guide=guide)(1)
     assert [decoded(guide, each) for each in batch.guide] == [["find q0"], ["p0a"]]
+
+
+def test_a_mixed_batch_has_each_source_s_rows_instruction_and_lengths(tokenizer):
+    """Every text of the batch as the plan's draw and plain tokenisation of one text at a time have it."""
+    long = Listed([Row(f"q{n} " + "own " * 20, [f"p{n}a " + "find " * 20], [f"n{n}x0"], None) for n in range(30)])
+    feeds = [
+        feed(Listed([row(n, negatives=1) for n in range(20)]), source("find "), 2, keyed=True),
+        feed(long, source("own ")._replace(query_max_len=9, passage_max_len=6), 2, keyed=True),
+    ]
+    plan = Plan([Stream(20, 8, 0.4), Stream(30, 8, 0.6)], 3, mixed=True)
+    for part in (range(8), range(3, 7)):
+        batch = group_batch(feeds, tokenizer, None, plan, lambda size, part=part: part, 5)
+        draw = plan.draw(5, part)
+        assert set(draw.sources.tolist()) == {0, 1}
+        queries, passages, plain = [], [], []
+        for number, place in zip(draw.sources.tolist(), draw.rows.tolist(), strict=True):
+            of = feeds[number]
+            one = of.rows.rows[place]
+            cut = {"truncation": True, "max_length": of.query_max_len}
+            queries.append(tokenizer(of.query_instruction + one.query, **cut)["input_ids"])
+            for text in (one.positives[0], one.negatives[0]):
+                passages.append(tokenizer(text, truncation=True, max_length=of.passage_max_len)["input_ids"])
+                plain.append(text)
+        for found, expected in ((batch.query, queries), (batch.passage, passages)):
+            assert [each.tolist() for each in found.ids.split(found.lengths.tolist())] == expected
+        assert torch.equal(batch.keys.passage, keys(plain))
+        assert (batch.size, batch.source, batch.sources.tolist()) == (8, None, draw.sources.tolist())
+
+
+def test_symmetric_passages_have_the_instruction_and_equal_texts_are_found_without_it(tokenizer):
+    rows = Listed([row(1, negatives=1, prompt="own "), row(2, negatives=1)])
+    plan = single(2, 2, 0)
+    batch = group_batch([feed(rows, source("find "), 2, keyed=True, symmetric=True)], tokenizer, None, plan, range, 1)
+    order = plan.draw(1).rows.tolist()
+    prompts, numbers = ["own ", "find "], [1, 2]
+    wanted = [f"{prompts[at]}{text}" for at in order for text in (f"p{numbers[at]}a", f"n{numbers[at]}x0")]
+    assert decoded(tokenizer, batch.passage) == wanted
+    assert torch.equal(batch.keys.passage, keys([text.split()[1] for text in wanted]))
