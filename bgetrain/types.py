@@ -4,7 +4,7 @@ Legend: W ranks, B queries on this rank, G passages per query, P passages of all
 of a chunk, L tokens of a row, T tokens of several rows laid end to end, D width, V vocabulary, M masked positions.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,6 +19,9 @@ PositiveFloat = float  # > 0
 NonNegativeFloat = float  # >= 0
 Ratio = float  # 0 <= x <= 1
 Negatives = Literal["group", "rank", "world"]
+# Where a column map finds one of our columns: a column, a path such as "answers.text", a place in lines that are lists.
+Column = str | int | list[str | int]
+OnBadRow = Literal["stop", "skip"]
 MissingNegatives = Literal["random", "refuse"]
 Pooling = Literal["cls", "mean", "last"]
 Directions = Literal["forward", "both", "joint"]
@@ -137,6 +140,7 @@ class Retrieval(NamedTuple):
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
+        notes: what is to be told of the rows that it was made from, line by line.
     """
 
     passages: Passages
@@ -144,6 +148,7 @@ class Retrieval(NamedTuple):
     queries: list[str]
     prompts: list[str | None]
     qrels: dict[str, dict[str, int]]
+    notes: Sequence[str] = ()
 
 
 class Part(NamedTuple):
@@ -200,6 +205,8 @@ class Source(NamedTuple):
         passage_max_len: the same for passages and pre-training texts.
         query_instruction: put before every query.
         missing_negatives: what stands in for negatives where a row has none.
+        scan: reads part i of n (0 <= i < n) of the rows as the files have them, in their order and without a cache; what
+            cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
         mix: the sources that it is made of; None: it is one.
     """
 
@@ -213,6 +220,7 @@ class Source(NamedTuple):
     passage_max_len: int
     query_instruction: str
     missing_negatives: str
+    scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
     mix: Mix | None = None
 
 

@@ -4,11 +4,15 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bgetrain.data import rows as row_files
+from bgetrain.data.arrow import beside
+from bgetrain.data.columns import brief
 from bgetrain.data.files import either, existing, lines, numbered
-from bgetrain.data.passages import ListedPassages
+from bgetrain.data.passages import ArrowPassages, identity, in_blocks, read_passages
 from bgetrain.data.pydocs import harvest
-from bgetrain.data.records import brief
+from bgetrain.data.records import Reading
 from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source, Texts
 
 
@@ -40,7 +44,7 @@ def beir(
     files = [either(folder, "corpus.jsonl"), either(folder, "queries.jsonl"), *sorted(folder.glob("qrels/*.tsv"))]
     return Source(
         f"data=beir data.path={path}",
-        lambda: ListedTexts([passage for passage in read_corpus(folder).values() if passage]),
+        lambda: CorpusTexts(corpus_of(folder)),
         lambda: BeirRows(folder, split),
         lambda name: read_beir(folder, name),
         [str(each) for each in files],
@@ -85,7 +89,8 @@ def pydocs(
         max_characters=max_characters,
         num_workers=num_workers,
     )
-    texts: Callable[[], Texts] = row_files.ArrowTexts([str(folder / "train" / "texts.jsonl")], None, {}).open
+    reading = Reading("texts", [str(folder / "train" / "texts.jsonl")], None, {})
+    texts: Callable[[], Texts] = row_files.ArrowTexts(reading, "stop").open
     return Source(
         "data=pydocs",
         texts,
@@ -106,58 +111,82 @@ def split_folder(folder: Path, split: str) -> Path:
     return folder / split
 
 
-class ListedTexts:
-    """Texts in memory."""
+class CorpusTexts:
+    """The passages of a corpus that have text."""
 
-    def __init__(self, texts: list[str]) -> None:
-        self.texts = texts
+    def __init__(self, passages: ArrowPassages) -> None:
+        self.passages = passages
+        self.places = beside(passages.table, "filled", lambda: filled(passages))
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.places)
 
     def take(self, indices: Sequence[int]) -> list[str]:
-        return [self.texts[index] for index in indices]
+        return self.passages.take(self.places[np.asarray(indices, np.int64)])
+
+
+def filled(passages: ArrowPassages) -> np.ndarray:
+    """int64, the places of the passages that are not empty."""
+    found = [
+        np.array([place for place, text in zip(block, passages.take(block), strict=True) if text], np.int64)
+        for block in in_blocks(len(passages))
+    ]
+    return np.concatenate(found)
 
 
 class BeirRows:
-    """The queries of one split with their relevant passages.
+    """The queries of one split with their relevant passages, which stay on disk.
 
     Raises:
         ValueError: the split has no query with a passage that the corpus holds.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        corpus, queries = read_corpus(folder), read_queries(folder)
-        self.rows, self.places = [], []
-        for query_id, (passage_ids, where) in read_qrels(folder, split).items():
-            positives = [corpus[each] for each in passage_ids if corpus.get(each)]
-            if positives:
-                self.rows.append(Row(known_query(queries, query_id, where), positives, [], None))
-                self.places.append(where)
-        if not self.rows:
+        self.passages, queries, qrels = corpus_of(folder), read_queries(folder), read_qrels(folder, split)
+        relevant = self.passages.find([name for listed, _ in qrels.values() for name in listed])
+        full = relevant >= 0
+        for block in in_blocks(len(relevant)):
+            held = np.flatnonzero(full[block.start : block.stop]) + block.start
+            full[held] = [bool(text) for text in self.passages.take(relevant[held])]
+        self.queries: list[str] = []
+        self.wheres: list[str] = []
+        self.relevant: list[np.ndarray] = []
+        first = 0
+        for query_id, (listed, where) in qrels.items():
+            part = slice(first, first + len(listed))
+            first = part.stop
+            if full[part].any():
+                self.queries.append(known_query(queries, query_id, where))
+                self.wheres.append(where)
+                self.relevant.append(relevant[part][full[part]])
+        if not self.queries:
             raise ValueError(f"{folder}/qrels/{split}.tsv: no query of it has a passage that the corpus holds")
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.queries)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        return [self.rows[index] for index in indices]
+        texts = iter(self.passages.take([place for index in indices for place in self.relevant[index]]))
+        return [Row(self.queries[index], [next(texts) for _ in self.relevant[index]], [], None) for index in indices]
 
     def where(self, index: int) -> str:
-        return self.places[index]
+        return self.wheres[index]
+
+
+def corpus_of(folder: Path) -> ArrowPassages:
+    return read_passages([str(either(folder, "corpus.jsonl"))])
 
 
 def read_beir(folder: Path, split: str) -> Retrieval:
-    """Reads the whole corpus and the queries of one split.
+    """Opens the corpus and reads the queries of one split.
 
     Raises:
         ValueError: a malformed line, an empty set, a query in the qrels that `queries.jsonl` lacks.
     """
-    corpus, queries = read_corpus(folder), read_queries(folder)
+    passages, queries = corpus_of(folder), read_queries(folder)
     qrels = read_qrels(folder, split)
     texts = [known_query(queries, query_id, where) for query_id, (_, where) in qrels.items()]
-    relevant = {query_id: passages for query_id, (passages, _) in qrels.items()}
-    passages = ListedPassages(list(corpus), list(corpus.values()))
+    relevant = {query_id: listed for query_id, (listed, _) in qrels.items()}
     return Retrieval(passages, list(qrels), texts, [None] * len(texts), relevant)
 
 
@@ -165,20 +194,6 @@ def known_query(queries: dict[str, str], query_id: str, where: str) -> str:
     if query_id not in queries:
         raise ValueError(f"{where}: query {query_id!r} is not in queries.jsonl")
     return queries[query_id]
-
-
-def read_corpus(folder: Path) -> dict[str, str]:
-    """Passage name -> `(title + " " + text).strip()`."""
-    found = {}
-    path = either(folder, "corpus.jsonl")
-    for value, where in lines(path):
-        title, text = value.get("title") or "", value.get("text")
-        if not isinstance(text, str) or not isinstance(title, str):
-            raise ValueError(f"{where}: 'text' must be a text and 'title' a text or absent")
-        found[identity(value, where)] = f"{title} {text}".strip()
-    if not found:
-        raise ValueError(f"{path}: no passages in it")
-    return found
 
 
 def read_queries(folder: Path) -> dict[str, str]:
@@ -193,12 +208,6 @@ def read_queries(folder: Path) -> dict[str, str]:
     if not found:
         raise ValueError(f"{path}: no queries in it")
     return found
-
-
-def identity(value: dict[str, object], where: str) -> str:
-    if not isinstance(value.get("_id"), str | int) or value["_id"] == "":
-        raise ValueError(f"{where}: has no '_id'")
-    return str(value["_id"])
 
 
 def read_qrels(folder: Path, split: str) -> dict[str, tuple[dict[str, int], str]]:

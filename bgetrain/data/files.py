@@ -1,17 +1,54 @@
-"""Lines of JSON from plain or compressed files, with the place of every fault."""
+"""Lines of JSON from plain or compressed files, and rows of parquet, with the place of every fault."""
 
+import bz2
 import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bgetrain.types import Fault
+
 HALF = re.compile("[\ud800-\udfff]")  # no tokenizer and no UTF-8 file takes these
 EDGE = 1 << 20  # bytes hashed at each end of a file
+
+
+def through_arrow(codec: str) -> Callable[[Path], Any]:
+    """Opens what the standard library cannot unpack."""
+
+    def opened(path: Path) -> Any:
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec), 1 << 20)
+
+    return opened
+
+
+# suffix -> (name for messages, what opens it as bytes)
+COMPRESSIONS: dict[str, tuple[str, Callable[[Path], Any]]] = {
+    ".gz": ("gzip", gzip.open),
+    ".bz2": ("bzip2", bz2.open),
+    ".xz": ("xz", lzma.open),
+    ".zst": ("zstd", through_arrow("zstd")),
+    ".lz4": ("lz4", through_arrow("lz4")),
+}
+
+
+class RowError(ValueError):
+    """What a line or a row lacks; whoever knows where it stands makes a `Fault` of it."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def at(self, where: str) -> Fault:
+        return Fault(where, self.kind, f"{where}: {self}")
 
 
 class Line(NamedTuple):
@@ -19,6 +56,20 @@ class Line(NamedTuple):
 
     value: dict[str, Any]
     where: str
+
+
+class Entry(NamedTuple):
+    """One row as a file has it, or what is wrong with it.
+
+    Attributes:
+        number: of the line or row, from 1.
+        value: the row.
+        error: why there is none.
+    """
+
+    number: int
+    value: Any
+    error: RowError | None
 
 
 def existing(path: str, key: str) -> Path:
@@ -51,41 +102,95 @@ def lines(path: Path) -> Iterator[Line]:
     """The JSON objects of a file, one a line; empty lines are passed over.
 
     Raises:
-        ValueError: a line that is no JSON object, or bytes that are no UTF-8 or no gzip; names file and line.
+        ValueError: a line that is no JSON object, or bytes that are no UTF-8 or not unpacked; names file and line.
     """
-    for number, text in numbered(path):
-        if text.strip():
-            yield Line(parsed(text, f"{path}:{number}"), f"{path}:{number}")
+    for number, value, error in entries(path):
+        where = f"{path}:{number}"
+        if error:
+            raise ValueError(error.at(where).message) from error
+        if not isinstance(value, dict):
+            raise ValueError(f"{where}: {no_object(value)}")
+        yield Line(value, where)
+
+
+def parquet(path: Path) -> Iterator[Line]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
+        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
+            yield Line(row, f"{path}, row {number}")
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
 
 
 def numbered(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines and their numbers, from 1; `.gz` is unpacked on the way.
+    """Lines and their numbers, from 1, unpacked on the way.
 
     Raises:
-        ValueError: bytes that are no UTF-8 or no gzip; names file and line.
+        ValueError: bytes that are no UTF-8 or not unpacked; names file and line.
     """
-    number = 0
+    for number, line in unpacked(path):
+        try:
+            if isinstance(line, RowError):
+                raise line
+            yield number, decoded(line)
+        except RowError as error:
+            raise ValueError(error.at(f"{path}:{number}").message) from error
+
+
+def entries(path: Path) -> Iterator[Entry]:
+    """The JSON values of the lines that are not empty; a bad line does not end them."""
+    for number, line in unpacked(path):
+        if isinstance(line, RowError):
+            yield Entry(number, None, line)
+        elif line.strip():
+            yield entry(number, line)
+
+
+def entry(number: int, line: bytes) -> Entry:
     try:
-        # decoded line by line: a text file decodes ahead, and its error would name an earlier line
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as handle:
+        return Entry(number, parsed(decoded(line)), None)
+    except RowError as error:
+        return Entry(number, None, error)
+
+
+def unpacked(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
+    """Lines and their numbers, from 1; where the file cannot be unpacked further, why, at the line that fails."""
+    number = 0
+    name, opener = COMPRESSIONS.get(path.suffix, ("", None))
+    try:
+        # in bytes: a text file decodes ahead, and its error would name an earlier line
+        with opener(path) if opener else path.open("rb") as handle:
             for number, line in enumerate(handle, 1):
-                yield number, line.decode("utf8")
+                yield number, line
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        if not opener:
+            raise
+        yield number + 1, RowError("malformed", f"not a whole {name} file: {error}")
+
+
+def decoded(line: bytes) -> str:
+    try:
+        return line.decode("utf8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{number}: not UTF-8 text: {error.reason}") from error
-    except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path}:{number + 1}: not a whole gzip file: {error}") from error
+        raise RowError("malformed", f"not UTF-8 text: {error.reason}") from error
 
 
-def parsed(text: str, where: str) -> dict[str, Any]:
+def parsed(text: str) -> Any:
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f'{where}: must be a JSON object such as {{"query": "...", "pos": ["..."]}}, got {text.strip()[:60]}')
+        raise RowError("malformed", f"not JSON: {error.msg} at column {error.colno}") from error
     if "\\ud" in text.lower() and HALF.search(json.dumps(value, ensure_ascii=False)):
-        raise ValueError(f"{where}: holds half a character (an escape from \\ud800 to \\udfff without its other half)")
+        raise RowError("malformed", "holds half a character (an escape from \\ud800 to \\udfff without its other half)")
     return value
+
+
+def no_object(value: Any) -> str:
+    """What to say of a line of JSON that is no object."""
+    return f'must be a JSON object such as {{"query": "...", "pos": ["..."]}}, got {json.dumps(value)[:60]}'
 
 
 def fingerprint(paths: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -49,7 +49,7 @@ def mixture(
         max(each.passage_max_len for each in opened),
         instructions.pop() if len(instructions) == 1 else "",
         missing_negatives or "random",
-        Mix(parts, batches, power),
+        mix=Mix(parts, batches, power),
     )
 
 

@@ -1,155 +1,212 @@
-"""What stands in JSONL, parquet and hub files, held against what a row or a text must be."""
+"""What stands in the rows of a source, held against what a row or a text must be: the one place that judges them."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
-from bgetrain import hub
-from bgetrain.data.files import Line, lines
+from bgetrain.data.columns import (
+    MISSING,
+    ROW_COLUMNS,
+    brief,
+    joined,
+    listed,
+    named,
+    numbered_columns,
+    value_at,
+)
+from bgetrain.data.files import RowError, no_object
+from bgetrain.types import Column
 
-ROW_COLUMNS = ("query", "pos", "neg", "prompt", "pos_scores", "neg_scores")
+Record = dict[str, Any]
 
 
-def raw(paths: Sequence[str], origin: dict[str, Any] | None) -> Iterator[Line]:
-    """All rows of the sources as they are, with their places.
+class Reading(NamedTuple):
+    """What is read and how; all that decides what comes out.
+
+    Attributes:
+        kind: labelled rows or texts.
+        paths: files, in order; empty where `origin` names them.
+        origin: path, config, split and files of a data set of the hub or of a folder like one; None: `paths` are all.
+        columns: our name -> theirs.
+        labels: column of a label, and which make a pair a positive or a negative; None: rows have no labels.
+        corpus: what holds the passages where rows name them by id; None: rows hold the passages.
+    """
+
+    kind: Literal["rows", "texts"]
+    paths: list[str]
+    origin: dict[str, Any] | None
+    columns: dict[str, Column]
+    labels: dict[str, Any] | None = None
+    corpus: str | None = None
+
+    def name(self) -> str:
+        """For messages."""
+        return str(self.origin["path"]) if self.origin else ", ".join(self.paths)
+
+
+class Judged(NamedTuple):
+    """What became of a row.
+
+    Attributes:
+        number: of the row, as `pieces.read` counts.
+        record: the row under our names; None where it is not used.
+        error: why it is not used; None where its label says so.
+    """
+
+    number: int
+    record: Record | None
+    error: RowError | None
+
+
+def record(value: Any, reading: Reading) -> Record | None:
+    """A row or a text under our names; None for a row whose label makes nothing of it.
 
     Raises:
-        ValueError: there is none.
+        RowError: it cannot be used.
     """
-    row = None
-    if origin is not None:
-        for number, row in enumerate(reached(origin), 1):
-            yield Line(row, f"{origin['path']}, row {number}")
-    else:
-        for path in map(Path, paths):
-            for row in parquet(path) if path.suffix == ".parquet" else lines(path):
-                yield row
-    if row is None:
-        raise ValueError(f"{origin['path'] if origin else ', '.join(paths)}: no rows in it")
+    if numbered_columns(reading.columns):
+        if not isinstance(value, list):
+            raise RowError("malformed", f'must be a list such as ["query", "positive"], got {brief(value)}')
+    elif not isinstance(value, dict):
+        raise RowError("malformed", no_object(value))
+    if reading.kind == "texts":
+        return {"text": checked_text(value, reading.columns)}
+    if reading.labels is not None:
+        return labelled_pair(value, reading)
+    return checked(value, reading)
 
 
-def parquet(path: Path) -> Iterator[Line]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        groups = pyarrow.parquet.ParquetFile(path).iter_batches(1024)
-        for number, row in enumerate((row for group in groups for row in group.to_pylist()), 1):
-            yield Line(row, f"{path}, row {number}")
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: cannot be read as parquet: {error}") from error
+def checked_text(row: Any, columns: Mapping[str, Column]) -> str:
+    theirs = columns.get("text", "text")
+    value = joined(row, theirs)
+    value = None if value is MISSING else value
+    if not isinstance(value, str) or not value.strip():
+        kind = "empty_text" if isinstance(value, str) else "no_text"
+        raise RowError(kind, f"{named(theirs)} must be a text that is not empty, got {brief(value)}")
+    return value
 
 
-def reached(origin: dict[str, Any]) -> Any:
-    """Loads a hub data set or a local copy of one.
-
-    A local copy may be the whole repository, with `README.md` naming its configurations or with a folder for each, or
-    the data files alone.
+def checked(row: Any, reading: Reading) -> Record:
+    """A labelled row.
 
     Raises:
-        ValueError: it cannot be reached or read; says how to point at files of one's own.
+        RowError: the query or a passage is missing, empty or no text, or scores do not fit.
     """
-    import datasets
-    from datasets.exceptions import DatasetNotFoundError
-
-    path, config, split = origin["path"], origin["config"], origin["split"]
-    if Path(path).is_dir():
-        folder = Path(path, config) if config and Path(path, config).is_dir() else Path(path)
-        try:
-            known = datasets.get_dataset_config_names(str(folder))
-            return datasets.load_dataset(str(folder), config if config in known else None, split=split)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data.path={path}: this folder cannot be read as a data set: {short(error)}") from error
-    online = hub.settle()
-    try:
-        return datasets.load_dataset(path, config, split=split)
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
-        own = "data=text data.files=[texts.jsonl]" if "text" in origin["columns"] else "data=jsonl data.files=[train.jsonl]"
-        reason = short(error) if online else hub.SILENT
-        raise ValueError(
-            f"data.path={path}: no local folder, and cannot be reached on the hub ({reason}); "
-            f"point data.path=FOLDER at a local copy, or read files of your own with {own}"
-        ) from error
-
-
-def short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
-
-
-def labelled(paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    for row, where in raw(paths, origin):
-        yield {**checked(row, columns, where), "where": where}
-
-
-def texts_only(paths: Sequence[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> Iterator[dict[str, Any]]:
-    name = columns.get("text", "text")
-    for row, where in raw(paths, origin):
-        value = row.get(name)
-        if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"{where}: {name!r} must be a text that is not empty, got {brief(value)}")
-        yield {"text": value}
-
-
-def checked(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """A row under our names.
-
-    Raises:
-        ValueError: the query or a passage is missing, empty or no text; names the place.
-    """
-    names = {ours: columns.get(ours, ours) for ours in ROW_COLUMNS}
-    query, prompt = row.get(names["query"]), row.get(names["prompt"])
-    if names["query"] not in row:
-        raise ValueError(f"{where}: has no {names['query']!r}; its keys are {', '.join(row)}: map them with data.columns")
-    if not isinstance(query, str) or not query.strip():
-        raise ValueError(f"{where}: {names['query']!r} must be a text that is not empty, got {brief(query)}")
-    if prompt is not None and not isinstance(prompt, str):
-        raise ValueError(f"{where}: {names['prompt']!r} must be a text, got {brief(prompt)}")
-    positives = passages(row.get(names["pos"]), names["pos"], where)
+    query, prompt = query_and_prompt(row, reading.columns)
+    names = {ours: reading.columns.get(ours, ours) for ours in ROW_COLUMNS}
+    positives = passages(row, names["pos"], "passage", reading.corpus is not None)
     if not positives:
-        raise ValueError(f"{where}: {names['pos']!r} must list at least one passage, got {brief(row.get(names['pos']))}")
-    negatives = passages(row.get(names["neg"]), names["neg"], where)
+        got = value_at(row, listed(names["pos"])[0])
+        got = None if got is MISSING else got
+        raise RowError("no_positive", f"{named(names['pos'])} must list at least one passage, got {brief(got)}")
+    negatives = passages(row, names["neg"], "negative", reading.corpus is not None)
     return {
         "query": query,
         "pos": positives,
         "neg": negatives,
         "prompt": prompt,
-        "pos_scores": scores(row.get(names["pos_scores"]), len(positives), names["pos_scores"], names["pos"], where),
-        "neg_scores": scores(row.get(names["neg_scores"]), len(negatives), names["neg_scores"], names["neg"], where),
+        "pos_scores": scores(row, names["pos_scores"], len(positives), names["pos"]),
+        "neg_scores": scores(row, names["neg_scores"], len(negatives), names["neg"]),
     }
 
 
-def scores(values: Any, count: int, name: str, of: str, where: str) -> list[float] | None:
+def query_and_prompt(row: Any, columns: Mapping[str, Column]) -> tuple[str, str | None]:
+    theirs = columns.get("query", "query")
+    query = joined(row, theirs)
+    if query is MISSING:
+        there = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
+        raise RowError("no_query", f"has no {named(theirs)}; {there}: map them with data.columns")
+    if not isinstance(query, str) or not query.strip():
+        kind = "empty_query" if isinstance(query, str) else "no_query"
+        raise RowError(kind, f"{named(theirs)} must be a text that is not empty, got {brief(query)}")
+    theirs = columns.get("prompt", "prompt")
+    prompt = value_at(row, listed(theirs)[0]) if isinstance(row, dict) or isinstance(theirs, int) else None
+    prompt = None if prompt is MISSING else prompt
+    if prompt is not None and not isinstance(prompt, str):
+        raise RowError("bad_prompt", f"{named(theirs)} must be a text, got {brief(prompt)}")
+    return query, prompt
+
+
+def labelled_pair(row: Any, reading: Reading) -> Record | None:
+    """A query with one passage, which its label makes a positive or a negative.
+
+    Raises:
+        RowError: query, passage or label is missing or no text.
+    """
+    assert reading.labels is not None
+    label = value_at(row, reading.labels["column"])
+    if label is MISSING or label is None:
+        raise RowError("no_label", f"has no label {reading.labels['column']!r}: see data.labels")
+    side = next((side for side in ("pos", "neg") if str(label) in map(str, reading.labels[side])), None)
+    if side is None:
+        return None
+    query, prompt = query_and_prompt(row, reading.columns)
+    theirs = reading.columns.get("pos", "pos")
+    found = passages(row, theirs, "passage", reading.corpus is not None)
+    if not found:
+        raise RowError("no_positive", f"{named(theirs)} must be the passage that the label judges, got none")
+    made: Record = {"query": query, "pos": [], "neg": [], "prompt": prompt, "pos_scores": None, "neg_scores": None}
+    return {**made, side: found}
+
+
+def scores(row: Any, theirs: Column, count: int, of: Column) -> list[float] | None:
     """A teacher's scores of `count` passages; None where there are none.
 
     Raises:
-        ValueError: no numbers, or more or fewer than passages.
+        RowError: no numbers, or more or fewer than passages.
     """
-    if values is None or (values == [] and count > 0):
+    values = value_at(row, listed(theirs)[0]) if isinstance(row, dict) or isinstance(theirs, int) else None
+    if values is MISSING or values is None or (values == [] and count > 0):
         return None
     if not isinstance(values, list) or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
-        raise ValueError(f"{where}: {name!r} must be a list of numbers, got {brief(values)}")
+        raise RowError("bad_scores", f"{named(theirs)} must be a list of numbers, got {brief(values)}")
     if not all(map(math.isfinite, values)):
-        raise ValueError(f"{where}: {name!r} must hold finite numbers, got {brief(values)}")
+        raise RowError("bad_scores", f"{named(theirs)} must hold finite numbers, got {brief(values)}")
     if len(values) != count:
-        raise ValueError(f"{where}: {name!r} has {len(values)} scores for the {count} passages of {of!r}: give one for each")
+        what = f"{len(values)} scores for the {count} passages of {named(of)}"
+        raise RowError("bad_scores", f"{named(theirs)} has {what}: give one for each")
     return [float(each) for each in values]
 
 
-def passages(values: Any, name: str, where: str) -> list[str]:
-    """A list of passages: texts, or objects with `title` and `text`; one alone counts as a list of one."""
-    if values is None:
-        return []
-    if not isinstance(values, str | dict | list):
-        raise ValueError(f"{where}: {name!r} must be a list of passages, got {brief(values)}")
-    found = []
-    for value in [values] if isinstance(values, str | dict) else values:
-        passage = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
-        if not isinstance(passage, str) or not passage.strip():
-            raise ValueError(f"{where}: every passage of {name!r} must be a text that is not empty, got {brief(value)}")
-        found.append(passage)
-    return found
+def passages(row: Any, theirs: Column, noun: str, by_id: bool) -> list[str]:
+    """The passages of a column, or of several; one alone counts as a list of one.
+
+    Args:
+        row: as the file has it.
+        theirs: column or columns; one that a row lacks counts as empty.
+        noun: "passage" or "negative", for the kinds of faults.
+        by_id: ids are read, `docid`s or `_id`s of objects or bare ones, and not texts.
+
+    Raises:
+        RowError: no list, or one of them is empty or no text.
+    """
+    made: list[str] = []
+    for name in listed(theirs):
+        values = value_at(row, name) if isinstance(row, dict) or isinstance(name, int) else None
+        if values is None or values is MISSING:
+            continue
+        if not isinstance(values, str | dict | list) and not (by_id and is_id(values)):
+            raise RowError(f"bad_{noun}", f"{name!r} must be a list of passages, got {brief(values)}")
+        for value in values if isinstance(values, list) else [values]:
+            made.append(passage_id(value, name, noun) if by_id else passage(value, name, noun))
+    return made
 
 
-def brief(value: Any) -> str:
-    return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+def passage(value: Any, name: str | int, noun: str) -> str:
+    """A text as it is, or `(title + " " + text).strip()` of an object."""
+    text = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
+    if not isinstance(text, str) or not text.strip():
+        kind = f"empty_{noun}" if isinstance(text, str) or text is None else f"bad_{noun}"
+        raise RowError(kind, f"every passage of {name!r} must be a text that is not empty, got {brief(value)}")
+    return text
+
+
+def passage_id(value: Any, name: str | int, noun: str) -> str:
+    found = next((value[key] for key in ("docid", "_id") if key in value), None) if isinstance(value, dict) else value
+    if not is_id(found) or found == "":
+        raise RowError(f"bad_{noun}", f"every passage of {name!r} must be an id of data.corpus, got {brief(value)}")
+    return str(found)
+
+
+def is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)

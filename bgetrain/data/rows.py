@@ -1,23 +1,30 @@
-"""Labelled rows and texts from JSONL, parquet and the hub, checked once and then memory-mapped as Arrow."""
+"""Labelled rows and texts from files and the hub under one column map, judged once and then memory-mapped as Arrow."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from bgetrain.data.files import existing
-from bgetrain.data.passages import ListedPassages
-from bgetrain.data.records import ROW_COLUMNS, labelled, texts_only
-from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source
+from bgetrain.data.columns import ROW_COLUMNS, TEXT_COLUMNS, check_columns, check_labels
+from bgetrain.data.make import make, scan
+from bgetrain.data.passages import distinct, in_blocks
+from bgetrain.data.paths import checked_corpus, corpus_files, folder_files, named_files, saved_files
+from bgetrain.data.records import Reading
+from bgetrain.data.store import Store
+from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt, Retrieval, Row, Source
 
-FORMAT = 3  # of the cached Arrow files; a change makes old ones unused
+FORMAT = 4  # of the cache; a change makes old ones unused
 
 
 def jsonl(
     files: list[str],
     *,
-    columns: dict[str, str],
+    columns: dict[str, Column],
+    labels: dict[str, Any] | None,
+    corpus: str | None,
+    on_bad_row: OnBadRow,
     query_max_len: PositiveInt,
     passage_max_len: PositiveInt,
     query_instruction: str,
@@ -26,176 +33,165 @@ def jsonl(
 ) -> Source:
     """Opens files of rows `{"query", "pos", "neg", "prompt", "pos_scores", "neg_scores"}`, FlagEmbedding's format.
 
-    All but `query` and `pos` are optional.
+    All but `query` and `pos` are optional. A passage may be a text or an object with `title` and `text`, as Tevatron has it.
 
     Args:
-        files: `.jsonl`, `.jsonl.gz`, `.json` or `.parquet`; patterns such as `parts/*.jsonl` are expanded.
-        columns: our name -> theirs.
+        files: `.jsonl` or `.json` (lines), plain or `.gz`, `.bz2`, `.xz`, `.zst`, `.lz4`; `.parquet`; `.arrow`; folders that
+            `datasets` saved to disk. Patterns such as `parts/*.jsonl` are expanded.
+        columns: our name -> theirs: a column, a path into objects and lists such as `answers.text` or `set.0`, a whole number
+            where lines are lists, or a list of these: for `pos` and `neg` all of them, for `query` joined by a space.
+        labels: `{column: label, pos: [1], neg: [0]}`: each row is a query and one passage (that of `pos`), and its label
+            says which it is; rows of one query become one. None: rows have no labels.
+        corpus: `pos` and `neg` hold ids of its passages `{"docid" or "_id", "title", "text"}`: jsonl, parquet or a folder in
+            BEIR layout. None: they hold the passages.
+        on_bad_row: stop at the first row that cannot be used | skip: leave such rows out and say so.
         query_max_len: tokens of a query, special tokens included.
         passage_max_len: the same for passages.
         query_instruction: put before a query whose row has no `prompt`.
         missing_negatives: what to do with rows without `neg` where group_size > 1.
-        split: a name for messages; the files hold one split.
+        split: of folders that `datasets` saved with several; for other files a name for messages, they hold one split.
 
     Raises:
-        ValueError: a file is missing.
+        ValueError: a file is missing, or `columns` or `labels` are not of the form above.
     """
-    paths = named_files(files)
     check_columns(columns, ROW_COLUMNS)
-    rows = ArrowRows(paths, None, dict(columns))
+    check_labels(labels)
+    paths = named_files(files, split)
+    reading = Reading("rows", paths, None, dict(columns), labels, checked_corpus(corpus))
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
-    return Source("data=jsonl", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+    return source_of("data=jsonl", reading, on_bad_row, paths, limits)
 
 
 def text(
     files: list[str],
     *,
-    columns: dict[str, str],
+    columns: dict[str, Column],
+    on_bad_row: OnBadRow,
     query_max_len: PositiveInt,
     passage_max_len: PositiveInt,
     query_instruction: str,
     split: str,
 ) -> Source:
-    """Opens files of texts `{"text": str}` for pre-training; arguments as for `jsonl`."""
-    paths = named_files(files)
-    check_columns(columns, ("text",))
-    texts = ArrowTexts(paths, None, dict(columns))
+    """Opens files of texts `{"text": str}` for pre-training; arguments as for `jsonl`, several columns joined by a space."""
+    check_columns(columns, TEXT_COLUMNS)
+    paths = named_files(files, split)
     limits = (split, query_max_len, passage_max_len, query_instruction, "refuse")
-    return Source("data=text", texts.open, None, None, paths, *limits)
+    return source_of("data=text", Reading("texts", paths, None, dict(columns)), on_bad_row, paths, limits)
 
 
 def hub(
     path: str,
     *,
     config: str | None,
-    columns: dict[str, str],
+    files: str | None,
+    columns: dict[str, Column],
+    labels: dict[str, Any] | None,
+    corpus: str | None,
+    on_bad_row: OnBadRow,
     query_max_len: PositiveInt,
     passage_max_len: PositiveInt,
     query_instruction: str,
     missing_negatives: MissingNegatives,
     split: str,
 ) -> Source:
-    """Opens a data set of the Hugging Face hub, or a local folder that holds the same files.
-
-    A passage may be a text or an object with `title` and `text`, as Tevatron's sets have it.
+    """Opens a data set of the Hugging Face hub, or a local folder that holds the same files or that `datasets` saved.
 
     Args:
         path: hub id, or a folder.
         config: the set's configuration; None: its only one.
+        files: pattern of the files in it to read, e.g. `gooaq_pairs.jsonl.gz`; None: those of the split.
         columns: our name -> theirs; with `text` among ours the set is one of texts, else of labelled rows.
         others: as for `jsonl`.
     """
     path = str(Path(path).expanduser()) if path.startswith("~") else path
     limits = (split, query_max_len, passage_max_len, query_instruction, missing_negatives)
-    paths = [str(each) for each in sorted(Path(path).rglob("*")) if each.is_file()] if Path(path).is_dir() else []
-    origin = {"path": path, "config": config, "split": split, "columns": sorted(columns)}
-    if "text" in columns:
-        check_columns(columns, ("text",))
-        texts = ArrowTexts(paths, origin, dict(columns))
-        return Source(f"data={path}", texts.open, None, None, paths, *limits)
-    check_columns(columns, ROW_COLUMNS)
-    rows = ArrowRows(paths, origin, dict(columns))
-    return Source(f"data={path}", lambda: RowTexts(rows.open()), rows.open, lambda _: as_retrieval(rows.open()), paths, *limits)
+    kind: Literal["rows", "texts"] = "texts" if "text" in columns else "rows"
+    check_columns(columns, TEXT_COLUMNS if kind == "texts" else ROW_COLUMNS)
+    check_labels(labels)
+    saved = saved_files(Path(path), split)
+    paths = saved or folder_files(Path(path))
+    origin = None if saved else {"path": path, "config": config, "split": split, "files": files, "columns": sorted(columns)}
+    reading = Reading(kind, paths, origin, dict(columns), labels, checked_corpus(corpus))
+    return source_of(f"data={path}", reading, on_bad_row, paths, limits)
 
 
-def named_files(patterns: Sequence[str]) -> list[str]:
-    """The files that `data.files` names.
-
-    Raises:
-        ValueError: there is none.
-    """
-    paths = [str(path) for pattern in patterns for path in matching(pattern)]
-    if not paths:
-        raise ValueError("data.files=[] is empty: give at least one file")
-    return paths
-
-
-def matching(pattern: str) -> list[Path]:
-    """The files that a path or a pattern names, sorted.
-
-    Raises:
-        ValueError: there is none.
-    """
-    path = Path(pattern).expanduser()
-    if any(sign in pattern for sign in "*?["):
-        found = sorted(each for each in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))) if each.is_file())
-        if not found:
-            raise ValueError(f"data.files: {pattern} matches no file")
-        return found
-    file = existing(pattern, "data.files")
-    if file.is_dir():
-        raise ValueError(f"data.files: {pattern} is a folder: name its files, e.g. [{pattern.rstrip('/')}/*.jsonl]")
-    return [file]
-
-
-def check_columns(columns: Mapping[str, str], known: Sequence[str]) -> None:
-    for name in columns:
-        if name not in known:
-            raise ValueError(f"data.columns has no key {name!r}: it maps {', '.join(known)} to your names")
+def source_of(
+    name: str, reading: Reading, on_bad_row: OnBadRow, paths: list[str], limits: tuple[str, int, int, str, str]
+) -> Source:
+    """The parts of a source that its rows or texts serve as."""
+    if reading.kind == "texts":
+        texts = ArrowTexts(reading, on_bad_row)
+        return Source(name, texts.open, None, None, paths, *limits, partial(scan, reading))
+    rows = ArrowRows(reading, on_bad_row)
+    return Source(
+        name,
+        lambda: RowTexts(rows.open()),
+        rows.open,
+        lambda _: as_retrieval(rows.open()),
+        paths,
+        *limits,
+        partial(scan, reading),
+    )
 
 
 class ArrowRows:
-    """Labelled rows in an Arrow file; `open` reads and checks the sources the first time."""
+    """Labelled rows in Arrow files; `open` reads and judges the sources the first time.
 
-    def __init__(self, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> None:
-        self.paths, self.origin, self.columns = paths, origin, columns
-        self.table: Any = None
+    Attributes:
+        notes: after `open`, what was left out of the sources and what is odd in them, line by line; told every time.
+    """
+
+    def __init__(self, reading: Reading, on_bad_row: OnBadRow) -> None:
+        self.reading, self.on_bad_row = reading, on_bad_row
+        self.store: Any = None
+        self.notes: list[str] = []
 
     def open(self) -> "ArrowRows":
-        from datasets import Features, List, Value
-
-        if self.table is None:
-            texts = List(Value("large_string"))
-            shape = {
-                "query": Value("large_string"),
-                "pos": texts,
-                "neg": texts,
-                "prompt": Value("string"),
-                "pos_scores": List(Value("float64")),
-                "neg_scores": List(Value("float64")),
-                "where": Value("string"),
-            }
-            self.table = cached(labelled, self.paths, self.origin, self.columns, Features(shape))
+        if self.store is None:
+            self.store = cached(self.reading, self.on_bad_row)
+            self.notes = noted(self.reading, self.store)
         return self
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.store)
 
     def take(self, indices: Sequence[int]) -> list[Row]:
-        found = self.table[list(indices)]
-        columns = (found[name] for name in ROW_COLUMNS)
-        return [Row(*values) for values in zip(*columns, strict=True)]
+        columns = self.store.take(indices, ROW_COLUMNS)
+        return [
+            Row(query, positives, negatives or [], *more) for query, positives, negatives, *more in zip(*columns, strict=True)
+        ]
 
     def where(self, index: int) -> str:
-        return str(self.table[index]["where"])
+        return str(self.store.where(index))
 
 
 class ArrowTexts:
-    """Texts in an Arrow file; `open` reads and checks the sources the first time."""
+    """Texts in Arrow files; `open` and `notes` as for `ArrowRows`."""
 
-    def __init__(self, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str]) -> None:
-        self.paths, self.origin, self.columns = paths, origin, columns
-        self.table: Any = None
+    def __init__(self, reading: Reading, on_bad_row: OnBadRow) -> None:
+        self.reading, self.on_bad_row = reading, on_bad_row
+        self.store: Any = None
+        self.notes: list[str] = []
 
     def open(self) -> "ArrowTexts":
-        from datasets import Features, Value
-
-        if self.table is None:
-            self.table = cached(texts_only, self.paths, self.origin, self.columns, Features({"text": Value("large_string")}))
+        if self.store is None:
+            self.store = cached(self.reading, self.on_bad_row)
+            self.notes = noted(self.reading, self.store)
         return self
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.store)
 
     def take(self, indices: Sequence[int]) -> list[str]:
-        return list(self.table[list(indices)]["text"])
+        (texts,) = self.store.take(indices, ["text"])
+        return list(texts)
 
 
 class RowTexts:
     """The first positive of each row, as texts."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
+    def __init__(self, rows: ArrowRows) -> None:
+        self.rows, self.notes = rows, rows.notes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -204,36 +200,50 @@ class RowTexts:
         return [row.positives[0] for row in self.rows.take(indices)]
 
 
-def cached(read: Any, paths: list[str], origin: dict[str, Any] | None, columns: dict[str, str], features: Any) -> Any:
-    """Runs `read` over the sources into an Arrow file, once for each state of the sources, and maps that file.
+def cached(reading: Reading, on_bad_row: OnBadRow) -> Store:
+    """The rows or texts of the sources, read and judged once for each state of the sources.
 
     Raises:
-        ValueError: what `read` raises, or no row at all.
+        ValueError: a row that cannot be used, or no row at all.
     """
-    from datasets import Dataset, disable_progress_bars
-    from datasets.exceptions import DatasetGenerationError
+    from filelock import FileLock
 
-    disable_progress_bars()
-    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in paths]
-    key = json.dumps([FORMAT, read.__name__, stamps, origin, columns], sort_keys=True)
-    # a tuple: of a list datasets would make one call for each item
-    arguments = {"paths": tuple(paths), "origin": origin, "columns": columns}
-    try:
-        return Dataset.from_generator(
-            read, features=features, gen_kwargs=arguments, fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32]
-        )
-    except DatasetGenerationError as error:
-        raise (error.__cause__ if isinstance(error.__cause__, ValueError) else error) from None
+    folder = cache_folder(reading, on_bad_row)
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):  # of two runs that begin at once one reads
+            if not folder.is_dir():
+                make(folder, reading, skip=on_bad_row == "skip")
+    return Store(folder)
 
 
-def as_retrieval(rows: Any) -> Retrieval:
+def cache_folder(reading: Reading, on_bad_row: OnBadRow) -> Path:
+    """Where the cache of a reading is, in the folder of `datasets`: another one after each change of the files."""
+    import datasets
+
+    files = [*reading.paths, *corpus_files(reading.corpus)]
+    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in files]
+    key = json.dumps([FORMAT, reading, on_bad_row, stamps], sort_keys=True)
+    return Path(datasets.config.HF_DATASETS_CACHE) / "bgetrain" / hashlib.sha256(key.encode()).hexdigest()[:32]
+
+
+def noted(reading: Reading, store: Store) -> list[str]:
+    """The notes of a store, under the name of what was read."""
+    return [f"{reading.name()[:120]}:", *(f"  {note}" for note in store.notes)] if store.notes else []
+
+
+def as_retrieval(rows: ArrowRows) -> Retrieval:
     """All passages of labelled rows as a corpus, each text once, and their queries."""
-    passage_ids: dict[str, str] = {}
-    taken = rows.take(range(len(rows)))
-    for row in taken:
-        for passage in [*row.positives, *row.negatives]:
-            passage_ids.setdefault(passage, f"p{len(passage_ids)}")
-    query_ids = [f"q{number}" for number in range(len(taken))]
-    qrels = {name: {passage_ids[each]: 1 for each in row.positives} for name, row in zip(query_ids, taken, strict=True)}
-    queries, prompts = [row.query for row in taken], [row.prompt for row in taken]
-    return Retrieval(ListedPassages(list(passage_ids.values()), list(passage_ids)), query_ids, queries, prompts, qrels)
+    passages, places = distinct(rows, rows.store)
+    query_ids = [f"q{number}" for number in range(len(rows))]
+    queries: list[str] = []
+    prompts: list[str | None] = []
+    qrels: dict[str, dict[str, int]] = {}
+    first = 0
+    for block in in_blocks(len(rows)):
+        for row in rows.take(block):
+            qrels[query_ids[len(queries)]] = {f"p{place}": 1 for place in places[first : first + len(row.positives)].tolist()}
+            first += len(row.positives) + len(row.negatives)
+            queries.append(row.query)
+            prompts.append(row.prompt)
+    return Retrieval(passages, query_ids, queries, prompts, qrels, rows.notes)

@@ -44,6 +44,13 @@ def source(cfg: Config, world: World) -> Source:
     return opened
 
 
+def tell(opened: Any, world: World) -> None:
+    """Says, each time that data is opened, what was left out of it and what is odd in it."""
+    if world.rank == 0:
+        for note in getattr(opened, "notes", []):  # rows and texts that are not read from files have none
+            console.say(note)
+
+
 def need(part: Callable[..., T] | None, opened: Source, cfg: Config, what: str, instead: str) -> Callable[..., T]:
     """A part of the data that a stage cannot do without.
 

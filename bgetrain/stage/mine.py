@@ -36,6 +36,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     retrieval, body = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
+    build.tell(retrieval, world)
     if cfg["mine"]["first"] >= len(retrieval.passages):
         raise ValueError(
             f"mine.first={cfg['mine']['first']} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "

@@ -79,6 +79,7 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     losses: list[Mapping[str, Any]] = []
     shapes: list[mixture.Feed] = []
     for number, (part, own) in enumerate(zip(mix.parts, rows, strict=True)):
+        build.tell(own, world)
         loss = {**cfg["loss"], **part.loss}
         feed = Feed(
             part.name,
@@ -119,6 +120,7 @@ def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world
     feeds = [TextFeed(part.name, own, part.source.passage_max_len) for part, own in zip(mix.parts, texts, strict=True)]
     shapes = []
     for number, part in enumerate(mix.parts):
+        build.tell(texts[number], world)
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
         shapes.append(mixture.Feed(number, len(feeds[number].texts), batch))

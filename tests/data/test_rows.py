@@ -14,6 +14,7 @@ import pytest
 from bgetrain.data import rows
 from bgetrain.types import Row
 
+ROWS_ALONE = dict(columns={}, labels=None, corpus=None, on_bad_row="stop", missing_negatives="random")
 LIMITS = dict(query_max_len=32, passage_max_len=64, query_instruction="find: ", split="train")
 ROWS = [
     {"query": "q0", "pos": ["a", "b"], "neg": ["c"], "prompt": "own: "},
@@ -35,8 +36,11 @@ def dumped(values: list) -> str:
 
 
 def source(*files: object, **changes):
-    arguments = {"columns": {}, "missing_negatives": "random", **LIMITS, **changes}
-    return rows.jsonl([str(each) for each in files], **arguments)
+    return rows.jsonl([str(each) for each in files], **{**ROWS_ALONE, **LIMITS, **changes})
+
+
+def hub(path: object, **changes):
+    return rows.hub(str(path), **{"config": None, "files": None, **ROWS_ALONE, **LIMITS, **changes})
 
 
 def table(*files: object, **changes):
@@ -137,15 +141,9 @@ def test_sources_are_read_once_until_they_change(tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     path.write_text(dumped(ROWS))
     assert table(path).take(range(3)) == READ
-    real = rows.labelled
-
-    def labelled(*arguments):
-        pytest.fail("the cache was not used")
-        yield from real(*arguments)
-
-    monkeypatch.setattr(rows, "labelled", labelled)
-    assert table(path).take(range(3)) == READ
-    monkeypatch.setattr(rows, "labelled", real)
+    with monkeypatch.context() as patched:
+        patched.setattr(rows, "make", lambda *_, **__: pytest.fail("the cache was not used"))
+        assert table(path).take(range(3)) == READ
     status = path.stat()
     path.write_text(dumped([ROWS[1], ROWS[0], ROWS[2]]))  # of the same size
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
@@ -156,7 +154,7 @@ def test_sources_are_read_once_until_they_change(tmp_path, monkeypatch):
 def count_rows(path: str, folder: str, barrier, found) -> None:
     datasets.config.HF_DATASETS_CACHE = folder
     barrier.wait()
-    read = rows.jsonl([path], columns={}, missing_negatives="random", **LIMITS).rows()
+    read = rows.jsonl([path], **ROWS_ALONE, **LIMITS).rows()
     found.put((len(read), read.take([1999])[0].query))
 
 
@@ -186,11 +184,11 @@ def test_rows_serve_as_texts_and_as_a_retrieval_set(tmp_path):
 
 def test_texts_are_read_by_column_and_an_empty_one_is_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text(dumped([{"body": "one"}, {"body": "two"}]))
-    opened = rows.text([str(tmp_path / "t.jsonl")], columns={"text": "body"}, **LIMITS)
+    opened = rows.text([str(tmp_path / "t.jsonl")], columns={"text": "body"}, on_bad_row="stop", **LIMITS)
     assert opened.rows is None
     assert opened.texts().take([1, 0]) == ["two", "one"]
     with pytest.raises(ValueError, match=r"t\.jsonl:1: 'text' must be a text that is not empty, got None"):
-        rows.text([str(tmp_path / "t.jsonl")], columns={}, **LIMITS).texts()
+        rows.text([str(tmp_path / "t.jsonl")], columns={}, on_bad_row="stop", **LIMITS).texts()
 
 
 @pytest.mark.parametrize("layout", ["data/train-00000-of-00001.parquet", "train.jsonl.gz", "20.en/train-00000-of-00001.parquet"])
@@ -205,8 +203,7 @@ def test_a_local_copy_of_a_hub_set_is_read_in_its_usual_layouts(tmp_path, layout
     if layout.startswith("20.en"):  # another configuration beside it
         (tmp_path / "copy/20.de").mkdir()
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"text": "drei"}]), tmp_path / "copy/20.de/train.parquet")
-    limits = {**LIMITS, "missing_negatives": "refuse"}
-    opened = rows.hub(str(tmp_path / "copy"), config="20.en", columns={"text": "text"}, **limits)
+    opened = hub(tmp_path / "copy", config="20.en", columns={"text": "text"})
     texts = opened.texts()
     assert texts.take(range(len(texts))) == ["one", "two"]
     assert str(file) in opened.files
@@ -214,9 +211,8 @@ def test_a_local_copy_of_a_hub_set_is_read_in_its_usual_layouts(tmp_path, layout
 
 def test_a_folder_without_data_is_refused_in_one_line(tmp_path):
     (tmp_path / "copy").mkdir()
-    limits = {**LIMITS, "missing_negatives": "refuse"}
     with pytest.raises(ValueError, match=r"^data\.path=.*/copy: this folder cannot be read as a data set: ") as error:
-        rows.hub(str(tmp_path / "copy"), config=None, columns={"query": "query"}, **limits).rows()
+        hub(tmp_path / "copy", columns={"query": "query"}).rows()
     assert "\n" not in str(error.value)
 
 

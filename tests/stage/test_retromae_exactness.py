@@ -4,6 +4,7 @@ Losses and grad_norm agree to rtol 1e-5, weights after two SGD steps to 1e-6. Wi
 numbers of them, which must not hang.
 """
 
+import json
 from copy import deepcopy
 from functools import cache, partial
 from pathlib import Path
@@ -83,7 +84,6 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     """The same in one process, one chunk and no engine."""
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    from bgetrain.data.corpus import read_corpus
     from bgetrain.data.texts import text_batch
     from bgetrain.model.retromae import RetroMAE
     from bgetrain.optim.schedule import linear
@@ -100,7 +100,8 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     lm = AutoModelForMaskedLM.from_pretrained(model, **no_dropout)
     torch.manual_seed(SEED)
     module = RetroMAE(lm)
-    texts = Listed(read_corpus(data).values())
+    passages = (json.loads(line) for line in (data / "corpus.jsonl").read_text("utf8").splitlines())
+    texts = Listed(f"{each['title']} {each['text']}".strip() for each in passages)
     cfg = configure(Case(0, 10**6), model, data, Path())
     source = Source("data=test", lambda: texts, None, None, [], "train", 24, 24, "", "random")
     supplied = supply.pretraining(cfg, source, [texts], World(0, 1, 0, 1, torch.device("cpu")))
