@@ -191,11 +191,12 @@ def hint(cfg: DictConfig, key: str) -> str:
     node = OmegaConf.select(cfg, group) or {}
     function = signature(node["_target_"]) if node.get("_target_") else None
     kind = fault(object(), function.parameters.get(name)) if function else None
-    heads = [
-        text.splitlines()[0].removeprefix("# ")
-        for text in (path.read_text("utf8") for path in (CONF / group.partition(".")[0]).glob("*.yaml"))
-        if yaml.safe_load(text).get("_target_") == node.get("_target_") and yaml.safe_load(text).get(name) == "???"
-    ]
+    texts = [path.read_text("utf8") for path in sorted((CONF / group.partition(".")[0]).glob("*.yaml"))]
+    options = [(text, found) for text in texts if (found := yaml.safe_load(text)).get(name) == "???"]
+    # several options may share a function: the one that was chosen agrees with the node in most
+    options = [each for each in options if each[1].get("_target_") == node.get("_target_")]
+    options.sort(key=lambda each: sum(key in node and node[key] == value for key, value in each[1].items()), reverse=True)
+    heads = [text.splitlines()[0].removeprefix("# ") for text, _ in options]
     return "".join(f", {text}" for text in (kind,) if text) + "".join(f" ({text.rstrip('.')})" for text in heads[:1])
 
 

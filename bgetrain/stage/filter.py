@@ -24,7 +24,7 @@ from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
 from bgetrain.search import filtering, tally
 from bgetrain.search.encode import encode
-from bgetrain.stage import build, embed
+from bgetrain.stage import build, embed, supply
 from bgetrain.target import call
 from bgetrain.types import Rows, Source, World
 
@@ -100,6 +100,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     )
     embedder = on_one_rank(cfg, body, world)
     for job in jobs:
+        build.tell(job.rows, world)
         one_source(job, embedder, world)
     distributed.barrier(world)
     if world.rank > 0:
@@ -150,16 +151,16 @@ def reported(folder: Path, rules: filtering.Rules, counts: Mapping[str, Any]) ->
 
 def opened(cfg: Mapping[str, Any], rules: filtering.Rules, source: Source) -> list[Job]:
     """The sources to go through: those of a mixture, or the one."""
-    sources = {part.name: part.source for part in source.mix.parts} if source.mix else {"": source}
     jobs = []
-    for number, (name, each) in enumerate(sources.items()):
-        assert each.rows is not None
-        rows, drawn = each.rows(), None
+    parts = supply.mix_of(source).parts
+    for number, (part, rows) in enumerate(zip(parts, supply.opened(source, lambda each: each.rows), strict=True)):
+        drawn = None
         if rules.sample is not None:
-            wanted = -(-rules.sample // len(sources))
+            wanted = -(-rules.sample // len(parts))
             hashes = hashed(cfg["seed"], SAMPLE, number, np.arange(min(wanted, len(rows))))
             drawn = filtering.spread(len(rows), wanted, hashes)
-        jobs.append(Job(name, each, rows, drawn, rules, cfg["seed"], Path(cfg["output_dir"])))
+        name = part.name if source.mix else ""
+        jobs.append(Job(name, part.source, rows, drawn, rules, cfg["seed"], Path(cfg["output_dir"])))
     return jobs
 
 
