@@ -4,7 +4,7 @@
     python benchmarks/rows.py --read 1000000 --folder FOLDER   # from jsonl to the cache, by number of processes
 
 The rows of the first are synthetic and short, and written as Arrow in the cache's own form and place, not read from jsonl:
-what is measured is `data=jsonl` once it is cached. FOLDER receives about 113 bytes a row and can be removed afterwards.
+what is measured is `data=jsonl` once it is cached. FOLDER receives about 70 bytes a row and can be removed afterwards.
 """
 
 import argparse
@@ -20,14 +20,16 @@ from typing import Any
 import numpy as np
 
 FILES = 256
-TAKES, ROWS_OF_A_TAKE = 1000, 1024
-QUERY, PASSAGE = "which thing has number 000000000", "the thing that has the number 000000000"
+ROWS_OF_A_TAKE = 1024
+KEYS = ("Rss:", "Pss:", "Pss_Anon:")
+QUERY, PASSAGE = "query 000000000", "passage 000000000"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000_000)
     parser.add_argument("--read", type=int, default=0, help="rows of a jsonl file to read into the cache instead")
+    parser.add_argument("--takes", type=int, default=1000, help=f"of {ROWS_OF_A_TAKE} random rows")
     parser.add_argument("--folder", type=Path, required=True, help="receives the rows and the cache")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
@@ -39,10 +41,10 @@ def main() -> None:
         return
     folder = generate(options.rows, options.folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    print(f"{options.rows:,} rows, {size:,} bytes in {FILES} files ({size / options.rows:.0f} a row)")
+    print(f"{options.rows:,} rows, {size:,} bytes in {FILES} files ({size / options.rows:.0f} a row)", flush=True)
     for processes in (1, 2):
-        for figures in together(processes, options.folder):
-            print(processes, "at once:", json.dumps(figures))
+        for figures in together(processes, options.takes, options.folder):
+            print(processes, "at once:", json.dumps(figures), flush=True)
 
 
 def source(folder: Path) -> Any:
@@ -116,11 +118,11 @@ def texts(form: str, numbers: np.ndarray) -> Any:
     return pyarrow.StringArray.from_buffers(len(numbers), pyarrow.py_buffer(offsets), pyarrow.py_buffer(made))
 
 
-def together(processes: int, folder: Path) -> list[dict[str, float]]:
+def together(processes: int, takes: int, folder: Path) -> list[dict[str, float]]:
     """The figures of processes that open and take at the same time, each rows of its own."""
     context = multiprocessing.get_context("spawn")
     barrier, answers = context.Barrier(processes), context.Queue()
-    started = [context.Process(target=measure, args=(folder, seed, barrier, answers)) for seed in range(processes)]
+    started = [context.Process(target=measure, args=(folder, takes, seed, barrier, answers)) for seed in range(processes)]
     for each in started:
         each.start()
     found = [answers.get() for _ in started]
@@ -129,7 +131,7 @@ def together(processes: int, folder: Path) -> list[dict[str, float]]:
     return found
 
 
-def measure(folder: Path, seed: int, barrier: Any, answers: Any) -> None:
+def measure(folder: Path, takes: int, seed: int, barrier: Any, answers: Any) -> None:
     import datasets
 
     import bgetrain.data.rows  # noqa: F401
@@ -146,21 +148,37 @@ def measure(folder: Path, seed: int, barrier: Any, answers: Any) -> None:
     draw = np.random.default_rng(seed)
     barrier.wait()
     began, most = time.perf_counter(), 0.0
-    for number in range(TAKES):
+    read_before = bytes_read()
+    for number in range(takes):
         rows.take(draw.integers(0, len(rows), ROWS_OF_A_TAKE).tolist())
-        if number % 50 == 0:
+        if number % 20 == 0:
             most = max(most, memory()["Rss"])
-    figures["milliseconds_a_take"] = round((time.perf_counter() - began) / TAKES * 1e3, 1)
+    figures["disk_mb_a_take"] = round((bytes_read() - read_before) / takes / 1e6, 2)
+    figures["milliseconds_a_take"] = round((time.perf_counter() - began) / takes * 1e3, 1)
     barrier.wait()  # all are open, and have read
     now = memory()
     barrier.wait()
-    answers.put({**figures, "rss_mb_highest_seen": most, "rss_mb_after": now["Rss"], "pss_mb_after": now["Pss"]})
+    answers.put(
+        {
+            **figures,
+            "rss_mb_highest_seen": most,
+            "rss_mb_after": now["Rss"],
+            "pss_mb_after": now["Pss"],
+            "private_mb_after": now["Pss_Anon"],
+        }
+    )
 
 
 def memory() -> dict[str, float]:
     """MB of this process: resident, and with each shared page counted in parts."""
     cells = (line.split() for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
-    return {cell[0][:-1]: round(int(cell[1]) * 1024 / 1e6) for cell in cells if cell[0] in ("Rss:", "Pss:")}
+    return {cell[0][:-1]: round(int(cell[1]) * 1024 / 1e6) for cell in cells if cell[0] in KEYS}
+
+
+def bytes_read() -> int:
+    """What this process had the disk read; 0 where all was in the system's cache of files."""
+    lines = Path("/proc/self/io").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("read_bytes"))
 
 
 def read(count: int, folder: Path) -> None:

@@ -47,8 +47,7 @@ def main(overrides: list[str]) -> None:
     cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     world = distributed.start(0, 1, 0, 1, 5.0)
     output.claim(cfg)
-    make = groups.group_batches
-    contrastive.groups.group_batches = lambda *values, **keys: timed(PARTS[0], make(*values, **keys))
+    groups.group_batch = timed(PARTS[0], groups.group_batch)
     Engine.forward, Engine.backward = timed("forward", Engine.forward), timed("backward", Engine.backward)
     Engine.step, contrastive.call = timed("optimizer", Engine.step), timed("loss", contrastive.call)
     loop.next = timed(PARTS[1], next)

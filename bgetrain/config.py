@@ -64,6 +64,8 @@ class Config:
     mine: "Mapping[str, Any]"
     filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
+    search: "Mapping[str, Any]"
+    embeddings_cache: "str | None"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"
     global_batch: "PositiveInt"
     group_size: "PositiveInt"

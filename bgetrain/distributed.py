@@ -143,6 +143,35 @@ def gather_arrays(array: np.ndarray, world: World) -> np.ndarray:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).numpy()
 
 
+def from_rank(array: np.ndarray, owner: int, world: World) -> np.ndarray:
+    """What rank `owner` has, on every rank.
+
+    Args:
+        array: on the owner what is sent; elsewhere any array of the same shape and type.
+        owner: a rank.
+    """
+    if world.size == 1:
+        return array
+    sent = torch.from_numpy(np.array(array, order="C"))
+    dist.broadcast(sent, src=owner)
+    return sent.numpy()
+
+
+def gather_to(array: np.ndarray, owner: int, world: World) -> list[np.ndarray] | None:
+    """The arrays of all ranks on rank `owner`, in rank order; None elsewhere.
+
+    Args:
+        array: of the same shape and type on every rank.
+        owner: a rank.
+    """
+    if world.size == 1:
+        return [array]
+    own = torch.from_numpy(np.ascontiguousarray(array))
+    parts = [torch.empty_like(own) for _ in range(world.size)] if world.rank == owner else None
+    dist.gather(own, parts, dst=owner)
+    return None if parts is None else [part.numpy() for part in parts]
+
+
 def from_first(value: Any, world: World) -> Any:
     """What rank 0 has, on every rank."""
     if world.size == 1:

@@ -26,6 +26,7 @@ FREE = (
     "step_mode",
     "memory_limit",
     "num_workers",
+    "embeddings_cache",
     "engine",
     "model.gradient_checkpointing",
     "data.num_workers",
@@ -155,18 +156,10 @@ def is_free(name: str) -> bool:
 
 
 def clear(folder: Path) -> None:
-    """Removes what a run has written into `folder`, and nothing else."""
+    """Removes what a run has written into `folder`, and nothing else; embeddings stay, which are found by what they are of."""
     for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (
-        "config.yaml",
-        "provenance.json",
-        "metrics.jsonl",
-        "result.json",
-        "train.jsonl",
-        "report.json",
-        "similarity.png",
-    ):
+    for name in FILES:
         (folder / name).unlink(missing_ok=True)
 
 

@@ -211,6 +211,7 @@ CALLERS = {
     "engine": {"module", "optimizer", "precision", "world"},
     "cluster": {"run", "command", "num_processes"},
     "logger": {"output_dir", "config"},
+    "search": {"queries", "passages", "k", "world", "advance"},
     "loss": {"contrast", "counts", "world", "encoder_logits", "encoder_targets", "decoder_logits",
              "decoder_targets", "encoder_count", "decoder_count"},
 }  # fmt: skip

@@ -73,9 +73,9 @@ def top_level(columns: Mapping[str, Column], known: Sequence[str], more: Sequenc
 
 def value_at(row: Any, name: str | int) -> Any:
     """What a row has under a column or a path; `MISSING` where there is no such place."""
-    if isinstance(name, int):
-        return row[name] if name < len(row) else MISSING
-    if name in row or "." not in name:
+    if isinstance(row, list):
+        return row[name] if isinstance(name, int) and name < len(row) else MISSING
+    if name in row or not isinstance(name, str) or "." not in name:
         return row.get(name, MISSING)
     value = row
     for step in name.split("."):
@@ -83,6 +83,12 @@ def value_at(row: Any, name: str | int) -> Any:
         if value is MISSING:
             break
     return value
+
+
+def value_or_none(row: Any, theirs: Column) -> Any:
+    """The value of one column; None where there is no such place."""
+    value = value_at(row, listed(theirs)[0])
+    return None if value is MISSING else value
 
 
 def below(value: Any, step: str) -> Any:

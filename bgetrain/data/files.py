@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from bgetrain.types import Fault
 
 HALF = re.compile("[\ud800-\udfff]")  # no tokenizer and no UTF-8 file takes these
+UNREADABLE = "unreadable"  # the kind of what ends a file before its end: rows behind it are lost, however many
 EDGE = 1 << 20  # bytes hashed at each end of a file
 
 
@@ -168,7 +169,7 @@ def unpacked(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         if not opener:
             raise
-        yield number + 1, RowError("malformed", f"not a whole {name} file: {error}")
+        yield number + 1, RowError(UNREADABLE, f"not a whole {name} file: {error}")
 
 
 def decoded(line: bytes) -> str:

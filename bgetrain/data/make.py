@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from bgetrain.data import store
 from bgetrain.data.columns import ROW_COLUMNS, listed, top_level
 from bgetrain.data.corpora import opened, with_passages
-from bgetrain.data.files import RowError
+from bgetrain.data.files import UNREADABLE, RowError
 from bgetrain.data.pieces import PIECE_BYTES, Piece, lines_between, part_of, pieces, read, with_lines_before
 from bgetrain.data.records import Judged, Reading, Record, record
 from bgetrain.types import Fault, Found, Row
@@ -85,7 +85,8 @@ def make(folder: Path, reading: Reading, *, skip: bool) -> None:
     Args:
         folder: of the cache.
         reading: what is read.
-        skip: leave bad rows out, and say so in the notes; else the first stops.
+        skip: leave bad rows out, and say so in the notes; else the first stops. A file that cannot be read to its end
+            stops in any case.
 
     Raises:
         ValueError: a bad row, or no row at all.
@@ -100,8 +101,8 @@ def make(folder: Path, reading: Reading, *, skip: bool) -> None:
         parts = []
         for part in in_order(write_part, jobs, [beside / f"{number:05d}.arrow" for number in range(len(jobs))], reading, skip):
             parts.append(part)
-            if part.bad and not skip:
-                raise ValueError(told(part.bad[:1], bases(found, parts), found)[0])
+            if part.kinds and (not skip or part.kinds[UNREADABLE]):
+                raise ValueError(told(part.bad[-1:], bases(found, parts), found)[0])
         befores = bases(found, parts)
         kinds = sum((part.kinds for part in parts), Counter[str]())
         notes = [*bad_rows(parts, kinds, befores, found), *remarked(parts, befores, found)]
@@ -145,7 +146,7 @@ def in_order(work: Callable[..., Part], jobs: Sequence[Any], targets: Sequence[P
 
 
 def write_part(job: Sequence[tuple[int, Piece]], target: Path, reading: Reading, skip: bool) -> Part:
-    """Reads some pieces into one Arrow file; without `skip` it ends at the first bad row."""
+    """Reads some pieces into one Arrow file; ends where a file breaks off and, without `skip`, at the first bad row."""
     import pyarrow
 
     part = Part([], [0] * len(job), Counter(), [], {})
@@ -171,9 +172,10 @@ def kept(job: Sequence[tuple[int, Piece]], reading: Reading, part: Part, skip: b
         for number, found, error in judged(piece, reading):
             if error is not None:
                 part.kinds[error.kind] += 1
-                if len(part.bad) < MOST_TOLD:
+                ends = not skip or error.kind == UNREADABLE  # half a file is no bad row
+                if len(part.bad) < MOST_TOLD or ends:
                     part.bad.append((at, number, str(error)))
-                if not skip:
+                if ends:
                     return
             elif found is None:
                 remark(part, UNUSED, at, number)

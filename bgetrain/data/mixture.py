@@ -1,11 +1,14 @@
 """Several sources in one run, and what share of it each has."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from bgetrain.data.flags import flagembedding_files
 from bgetrain.data.plan import Plan, Stream
+from bgetrain.data.rows import jsonl
 from bgetrain.target import call
-from bgetrain.types import Mix, NonNegativeFloat, Part, PositiveFloat, PositiveInt, Source, Texts
+from bgetrain.types import MissingNegatives, Mix, NonNegativeFloat, OnBadRow, Part, PositiveFloat, PositiveInt, Source, Texts
 
 # keys of a part that say how it is trained on; the others are its source's
 OWN = ("weight", "epochs", "steps", "global_batch", "group_size", "loss", "symmetric")
@@ -19,7 +22,8 @@ def mixture(
     query_max_len: PositiveInt | None,
     passage_max_len: PositiveInt | None,
     query_instruction: str | None,
-    missing_negatives: Literal["random", "refuse"] | None,
+    missing_negatives: MissingNegatives | None,
+    on_bad_row: OnBadRow | None,
     split: str | None,
 ) -> Source:
     """Opens several sources as one.
@@ -32,24 +36,80 @@ def mixture(
         passage_max_len: the same.
         query_instruction: the same.
         missing_negatives: the same.
+        on_bad_row: the same.
         split: the same.
     """
-    parts = [part(name, **{key: value for key, value in node.items()}) for name, node in sources.items()]
-    opened = [each.source for each in parts]
+    parts = [part(name, **node) for name, node in sources.items()]
+    return combined("data=mixture", Mix(parts, batches, power), split or "train", missing_negatives or "random")
+
+
+def flagembedding(
+    path: str,
+    *,
+    batches: Literal["source", "mixed"],
+    power: NonNegativeFloat,
+    on_bad_row: OnBadRow,
+    query_max_len: PositiveInt,
+    passage_max_len: PositiveInt,
+    query_instruction: str,
+    missing_negatives: MissingNegatives,
+    split: str,
+) -> Source:
+    """Opens a folder in FlagEmbedding's layout as a mixture of its files.
+
+    What FlagEmbedding reads from names and rows becomes keys of a part: `no_in_batch_neg` loss.negatives=group, type
+    `only_1neg` group_size=2, `symmetric_sts` and `symmetric_clustering` symmetric=true (AbsDataset.py). It also halves the
+    batch of symmetric types, which is left to `global_batch` of a source in data=mixture.
+
+    Args:
+        path: the folder, or one file.
+        batches: as for `mixture`.
+        power: as for `mixture`.
+        others: as for `rows.jsonl`.
+    """
+    parts, root = [], Path(path).expanduser()
+    for file in flagembedding_files(path):
+        opened = jsonl(
+            [file.path],
+            columns={},
+            labels=None,
+            corpus=None,
+            on_bad_row=on_bad_row,
+            query_max_len=query_max_len,
+            passage_max_len=passage_max_len,
+            query_instruction=query_instruction,
+            missing_negatives=missing_negatives,
+            split=split,
+        )
+        parts.append(
+            Part(
+                str(Path(file.path).relative_to(root if root.is_dir() else root.parent)).partition(".")[0],
+                opened,
+                group_size=2 if file.type == "only_1neg" else None,
+                loss={} if file.in_batch else {"negatives": "group"},
+                symmetric=file.type in ("symmetric_sts", "symmetric_clustering"),
+            )
+        )
+    return combined(f"data=flagembedding data.path={path}", Mix(parts, batches, power), split, missing_negatives)
+
+
+def combined(name: str, mix: Mix, split: str, missing_negatives: str) -> Source:
+    """A source of several."""
+    opened = [each.source for each in mix.parts]
     instructions = {each.query_instruction for each in opened}
     has_texts, has_rows = (all(getattr(each, kind) is not None for each in opened) for kind in ("texts", "rows"))
     return Source(
-        "data=mixture",
+        name,
         (lambda: ChainedTexts([each.texts() for each in opened if each.texts])) if has_texts else None,
         opened[0].rows if has_rows else None,  # parts are opened one by one; this says that they can be
         None,
         sorted({path for each in opened for path in each.files}),
-        split or "train",
+        split,
         max(each.query_max_len for each in opened),
         max(each.passage_max_len for each in opened),
         instructions.pop() if len(instructions) == 1 else "",
-        missing_negatives or "random",
-        mix=Mix(parts, batches, power),
+        missing_negatives,
+        mix=mix,
     )
 
 

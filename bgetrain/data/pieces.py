@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bgetrain.data.files import COMPRESSIONS, Entry, RowError, entries, entry
+from bgetrain.data.files import COMPRESSIONS, UNREADABLE, Entry, RowError, entries, entry
 from bgetrain.data.hubs import reached
 
 PIECE_BYTES = 64 << 20  # of a file; some seconds' work, and one Arrow file of the cache
@@ -170,7 +170,7 @@ def read_table(piece: Piece, wanted: set[str], needed: set[str]) -> Iterator[Ent
                     yield Entry(number, row, None)
     except (OSError, ValueError) as error:  # Arrow's own are among them
         kind = {"parquet": "parquet", "arrow": "an Arrow file"}[piece.form]
-        yield Entry(0, None, RowError("malformed", f"cannot be read as {kind}: {' '.join(str(error).split())}"))
+        yield Entry(0, None, RowError(UNREADABLE, f"cannot be read as {kind}: {' '.join(str(error).split())}"))
 
 
 def parts_of_table(path: str) -> list[int]:

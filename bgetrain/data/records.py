@@ -13,6 +13,7 @@ from bgetrain.data.columns import (
     named,
     numbered_columns,
     value_at,
+    value_or_none,
 )
 from bgetrain.data.files import RowError, no_object
 from bgetrain.types import Column
@@ -96,9 +97,8 @@ def checked(row: Any, reading: Reading) -> Record:
     names = {ours: reading.columns.get(ours, ours) for ours in ROW_COLUMNS}
     positives = passages(row, names["pos"], "passage", reading.corpus is not None)
     if not positives:
-        got = value_at(row, listed(names["pos"])[0])
-        got = None if got is MISSING else got
-        raise RowError("no_positive", f"{named(names['pos'])} must list at least one passage, got {brief(got)}")
+        got = brief(value_or_none(row, names["pos"]))
+        raise RowError("no_positive", f"{named(names['pos'])} must list at least one passage, got {got}")
     negatives = passages(row, names["neg"], "negative", reading.corpus is not None)
     return {
         "query": query,
@@ -120,8 +120,7 @@ def query_and_prompt(row: Any, columns: Mapping[str, Column]) -> tuple[str, str 
         kind = "empty_query" if isinstance(query, str) else "no_query"
         raise RowError(kind, f"{named(theirs)} must be a text that is not empty, got {brief(query)}")
     theirs = columns.get("prompt", "prompt")
-    prompt = value_at(row, listed(theirs)[0]) if isinstance(row, dict) or isinstance(theirs, int) else None
-    prompt = None if prompt is MISSING else prompt
+    prompt = value_or_none(row, theirs)
     if prompt is not None and not isinstance(prompt, str):
         raise RowError("bad_prompt", f"{named(theirs)} must be a text, got {brief(prompt)}")
     return query, prompt
@@ -134,8 +133,8 @@ def labelled_pair(row: Any, reading: Reading) -> Record | None:
         RowError: query, passage or label is missing or no text.
     """
     assert reading.labels is not None
-    label = value_at(row, reading.labels["column"])
-    if label is MISSING or label is None:
+    label = value_or_none(row, reading.labels["column"])
+    if label is None:
         raise RowError("no_label", f"has no label {reading.labels['column']!r}: see data.labels")
     side = next((side for side in ("pos", "neg") if str(label) in map(str, reading.labels[side])), None)
     if side is None:
@@ -155,8 +154,8 @@ def scores(row: Any, theirs: Column, count: int, of: Column) -> list[float] | No
     Raises:
         RowError: no numbers, or more or fewer than passages.
     """
-    values = value_at(row, listed(theirs)[0]) if isinstance(row, dict) or isinstance(theirs, int) else None
-    if values is MISSING or values is None or (values == [] and count > 0):
+    values = value_or_none(row, theirs)
+    if values is None or (values == [] and count > 0):
         return None
     if not isinstance(values, list) or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
         raise RowError("bad_scores", f"{named(theirs)} must be a list of numbers, got {brief(values)}")
@@ -182,7 +181,7 @@ def passages(row: Any, theirs: Column, noun: str, by_id: bool) -> list[str]:
     """
     made: list[str] = []
     for name in listed(theirs):
-        values = value_at(row, name) if isinstance(row, dict) or isinstance(name, int) else None
+        values = value_at(row, name)
         if values is None or values is MISSING:
             continue
         if not isinstance(values, str | dict | list) and not (by_id and is_id(values)):

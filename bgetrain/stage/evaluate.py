@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
+from bgetrain import distributed
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.search.index import top_k
 from bgetrain.stage import build, embed
 from bgetrain.types import Retrieval, World
 
@@ -38,13 +37,14 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     retrieval, body = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
-    encode = embed.encoder(cfg, body, source, world)
-    passages = encode(retrieval.passages.take(range(len(retrieval.passages))), source.passage_max_len, "passages")
-    queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    build.tell(retrieval, world)
+    found = embed.ranked(cfg, embed.embedded(cfg, body, source, retrieval, world), DEPTH, world)
+    scores, places = (distributed.gather_arrays(each, world) for each in (found.scores, found.places))
     if world.rank > 0:
         return {}
-    scores, places = top_k(queries, passages, DEPTH, num_threads=torch.get_num_threads())
     figures: dict[str, Any] = {"metrics": score(ranking(retrieval, scores, places), retrieval.qrels)}
+    if found.recall is not None:
+        figures["search_recall"] = found.recall
     rows = {str(cfg["model"].get("path", "model")): figures["metrics"]}
     if cfg["evaluate"]["bm25"]:
         scores, places = bm25(retrieval.queries, retrieval.passages.take(range(len(retrieval.passages))), DEPTH)
@@ -61,9 +61,10 @@ def ranking(retrieval: Retrieval, scores: np.ndarray, places: np.ndarray) -> dic
 
     Args:
         scores: [Q, K].
-        places: [Q, K], positions in the corpus.
+        places: [Q, K], positions in the corpus; -1 where there are fewer.
     """
-    return {
-        query: dict(zip(retrieval.passages.names(found), values, strict=True))
-        for query, values, found in zip(retrieval.query_ids, scores.tolist(), places.tolist(), strict=True)
-    }
+    ranked = {}
+    for query, values, found in zip(retrieval.query_ids, scores, places, strict=True):
+        there = found >= 0
+        ranked[query] = dict(zip(retrieval.passages.names(found[there].tolist()), values[there].tolist(), strict=True))
+    return ranked

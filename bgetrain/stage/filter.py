@@ -5,7 +5,6 @@ that its files do not depend on how many ranks there are, and is done when its c
 stopped goes on with the parts that are not.
 """
 
-import contextlib
 import json
 import shutil
 import time
@@ -22,8 +21,7 @@ from bgetrain.data.order import hashed
 from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
-from bgetrain.search import filtering, tally
-from bgetrain.search.encode import encode
+from bgetrain.search import encode, filtering, tally
 from bgetrain.stage import build, embed, supply
 from bgetrain.target import call
 from bgetrain.types import Rows, Source, World
@@ -165,21 +163,15 @@ def opened(cfg: Mapping[str, Any], rules: filtering.Rules, source: Source) -> li
 
 
 def on_one_rank(cfg: Mapping[str, Any], body: Any, world: World) -> Embed:
-    """A function that embeds on the rank that calls it, without the others."""
-    module = embed.bi_encoder(body, world).to(world.device, build.dtype(cfg, world)).eval()
-    pad_id = None if module.packed else body.tokenizer.pad_token_id
-    alone = world._replace(rank=0, size=1)
+    """A function that embeds on the rank that calls it, without the others; it refuses what is not finite."""
+    used = embed.encoder(cfg, body, world)
 
     def embedded(texts: Sequence[str], max_len: int) -> np.ndarray:
-        return encode(
-            texts,
-            module,
-            tokenize=lambda block: tokens.tokenize(body.tokenizer, block, max_len),
-            cut=lambda lengths: tokens.cut(lengths, cfg["chunk_tokens"], padded=not module.packed),
-            chunk=lambda text, group: tokens.chunk(text, group, pad_id),
-            world=alone,
-            advance=lambda _: None,
-        )
+        rows = encode.embed(used, tokens.tokenize(body.tokenizer, texts, max_len)).float().cpu().numpy()
+        bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        if len(bad):
+            raise ValueError(f"{len(bad)} of {len(rows)} embeddings are not finite, the first that of {texts[bad[0]][:60]!r}")
+        return rows
 
     return embedded
 
@@ -192,7 +184,7 @@ def one_source(job: Job, embedder: Embed, world: World) -> None:
     pool = None if job.rules.top_k is None else pool_of(job, embedder, world)
     size = job.rules.rows_per_part
     title = f"filter {job.name}".rstrip()
-    with console.track(title, len(left) * size) if world.rank == 0 else contextlib.nullcontext(lambda _: None) as advance:
+    with embed.track(title, len(left) * size, world) as advance:
         # a round at a time: no rank gets so far ahead that it would wait for the others beyond the timeout
         for first in range(0, len(left), world.size):
             mine = left[first + world.rank : first + world.rank + 1]

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from bgetrain import distributed
 from bgetrain.logger import console
 from bgetrain.output import write
-from bgetrain.search.index import top_k
 from bgetrain.stage import build, embed
 from bgetrain.target import call
 from bgetrain.types import Retrieval, World
@@ -42,13 +40,11 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
             f"mine.first={cfg['mine']['first']} leaves nothing of the {len(retrieval.passages)} passages of {source.name}: "
             f"ranks count from 0, so mine.first must be below that"
         )
-    encode = embed.encoder(cfg, body, source, world)
     texts = retrieval.passages.take(range(len(retrieval.passages)))
-    passages = encode(texts, source.passage_max_len, "passages")
-    queries = encode(embed.instructed(retrieval, source.query_instruction), source.query_max_len, "queries")
+    found = embed.ranked(cfg, embed.embedded(cfg, body, source, retrieval, world), cfg["mine"]["last"], world)
+    ranked = distributed.gather_arrays(found.places, world)
     if world.rank > 0:
         return {}
-    _, ranked = top_k(queries, passages, cfg["mine"]["last"], num_threads=torch.get_num_threads())
     relevant = (retrieval.passages.find(list(retrieval.qrels[query])) for query in retrieval.query_ids)
     positives = [[text for text in retrieval.passages.take([at for at in places if at >= 0]) if text] for places in relevant]
     drawn = call(

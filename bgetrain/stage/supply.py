@@ -180,6 +180,8 @@ def check_batch(cfg: build.Config, part: Part, feed: Feed, batch: int, loss: Map
             f"batch twice, as its own negative; use {key}={len(feed.rows)} or less"
         )
     check_ranks(batch, key, world)
+    if loss["negatives"] == "group" and feed.group_size == 1:
+        raise ValueError(f"{feed.name} has the negatives of its own rows alone, and group_size=1 takes none: use 2 or more")
     if loss["negatives"] == "rank" and feed.group_size == 1 and min(distributed.shares(batch, world)) == 1:
         raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
 

@@ -20,5 +20,6 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     """
     source = build.source(cfg, world)
     body = build.first(world, lambda: build.body(cfg, source, world, masked_lm=True))
+    build.tell(source.texts() if source.texts else None, world)
     build.write_model(cfg, body, body.backbone.state_dict(), source, world)
     return {"vocabulary": len(body.tokenizer), "parameters": body.backbone.num_parameters()}

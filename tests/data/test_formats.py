@@ -89,9 +89,11 @@ def test_what_is_cut_short_is_named_by_the_line_at_which_it_ends(tmp_path, suffi
     assert isinstance(found[-1], Fault)
     assert not any(isinstance(each, Fault) for each in found[:-1])
     assert found[-1].where == f"{path}:{len(found)}"
-    with pytest.raises(ValueError, match=re.escape(f"{path}:{len(found)}: not a whole ")) as error:
-        opened(path)
-    assert str(error.value) == found[-1].message
+    assert found[-1].kind == "unreadable"
+    for on_bad_row in ("stop", "skip"):  # the rest of a file is more than a bad row
+        with pytest.raises(ValueError, match=re.escape(f"{path}:{len(found)}: not a whole ")) as error:
+            opened(path, on_bad_row=on_bad_row)
+        assert str(error.value) == found[-1].message
     path.write_bytes(dumped(ROWS))
     with pytest.raises(ValueError, match=re.escape(f"{path}:1: not a whole ")):
         opened(path)

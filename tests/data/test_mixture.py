@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bgetrain.data import mixture as mixtures
-from bgetrain.data.mixture import ChainedTexts, Feed, mixture, plan
+from bgetrain.data.mixture import ChainedTexts, Feed, flagembedding, mixture, plan
 from bgetrain.types import Mix, Part, Source
 
 SOURCE = Source("data=test", None, None, None, [], "train", 32, 32, "", "random")
@@ -93,7 +93,7 @@ def test_a_mixture_opens_its_sources_and_names_the_one_that_fails(tmp_path, monk
         return SOURCE._replace(query_max_len=node["length"], query_instruction=node["words"], files=[node["_target_"]])
 
     monkeypatch.setattr(mixtures, "call", call)
-    none = dict.fromkeys(("query_max_len", "passage_max_len", "query_instruction", "missing_negatives", "split"))
+    none = dict.fromkeys(("query_max_len", "passage_max_len", "query_instruction", "missing_negatives", "on_bad_row", "split"))
     node = {"_target_": "x", "length": 8, "words": "find "}
     parts = {"a": {**node, "weight": 2.0}, "b": {"_target_": "y", "length": 9, "words": "find "}}
     made = mixture(parts, batches="source", power=1.0, **none)
@@ -104,3 +104,24 @@ def test_a_mixture_opens_its_sources_and_names_the_one_that_fails(tmp_path, monk
     assert mixture(other, batches="source", power=1.0, **none).query_instruction == ""
     with pytest.raises(ValueError, match=r"^data\.sources\.c: data\.files: nothing there$"):
         mixture({**parts, "c": {"_target_": "bad"}}, batches="source", power=1.0, **none)
+
+
+def test_flagembedding_s_rules_become_keys_of_parts(tmp_path):
+    row = '{"query": "q", "pos": ["p"], "neg": ["n"]%s}\n'
+    files = {"a.jsonl": "", "b_no_in_batch_neg.jsonl": ', "type": "only_1neg"', "c/d.jsonl": ', "type": "symmetric_sts"'}
+    files["e_no_in_batch_neg/f.jsonl"] = ', "type": "symmetric_class"'
+    for name, kind in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(row % kind)
+    made = flagembedding(
+        str(tmp_path), batches="source", power=1.0, on_bad_row="stop", query_max_len=8, passage_max_len=9, query_instruction="",
+        missing_negatives="random", split="train",
+    )  # fmt: skip
+    assert [(part.name, part.group_size, dict(part.loss), part.symmetric) for part in made.mix.parts] == [
+        ("a", None, {}, False),
+        ("b_no_in_batch_neg", 2, {"negatives": "group"}, False),
+        ("c/d", None, {}, True),
+        ("e_no_in_batch_neg/f", None, {"negatives": "group"}, False),
+    ]
+    assert [part.source.rows().take([0])[0].query for part in made.mix.parts] == ["q"] * 4
+    assert (made.query_max_len, made.passage_max_len, len(made.files)) == (8, 9, 4)
