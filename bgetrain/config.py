@@ -62,6 +62,7 @@ class Config:
     stage: "Mapping[str, Any]"
     masking: "Mapping[str, Any]"
     mine: "Mapping[str, Any]"
+    filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
     check: "Mapping[str, Any]"
     search: "Mapping[str, Any]"
@@ -193,11 +194,12 @@ def hint(cfg: DictConfig, key: str) -> str:
     node = OmegaConf.select(cfg, group) or {}
     function = signature(node["_target_"]) if node.get("_target_") else None
     kind = fault(object(), function.parameters.get(name)) if function else None
-    heads = [
-        text.splitlines()[0].removeprefix("# ")
-        for text in (path.read_text("utf8") for path in (CONF / group.partition(".")[0]).glob("*.yaml"))
-        if yaml.safe_load(text).get("_target_") == node.get("_target_") and yaml.safe_load(text).get(name) == "???"
-    ]
+    texts = [path.read_text("utf8") for path in sorted((CONF / group.partition(".")[0]).glob("*.yaml"))]
+    options = [(text, found) for text in texts if (found := yaml.safe_load(text)).get(name) == "???"]
+    # several options may share a function: the one that was chosen agrees with the node in most
+    options = [each for each in options if each[1].get("_target_") == node.get("_target_")]
+    options.sort(key=lambda each: sum(key in node and node[key] == value for key, value in each[1].items()), reverse=True)
+    heads = [text.splitlines()[0].removeprefix("# ") for text, _ in options]
     return "".join(f", {text}" for text in (kind,) if text) + "".join(f" ({text.rstrip('.')})" for text in heads[:1])
 
 
@@ -248,6 +250,8 @@ def check_across(cfg: dict[str, Any]) -> None:
         )
     if "guide_model" in cfg:
         check_contrast(cfg, cfg["loss"])
+    if "filter" in cfg:
+        check_filter(cfg["filter"])
     if "mine" in cfg and cfg["mine"]["first"] >= cfg["mine"]["last"]:
         raise ValueError(
             f"mine.first={cfg['mine']['first']} must be below mine.last={cfg['mine']['last']}: ranks count from 0, best first"
@@ -255,6 +259,20 @@ def check_across(cfg: dict[str, Any]) -> None:
     least, most = (cfg.get("mine", {}).get(key) for key in ("min_score", "max_score"))
     if least is not None and most is not None and least >= most:
         raise ValueError(f"mine.min_score={least} must be below mine.max_score={most}: nothing would be left")
+
+
+def check_filter(asked: dict[str, Any]) -> None:
+    """Rules that join keys of stage=filter."""
+    least, top_k = asked["min_similarity"], asked["top_k"]
+    if least is None and top_k is None and asked["sample"] is None:
+        raise ValueError(
+            "filter.min_similarity and filter.top_k are both null, so nothing would be dropped: set one of them, "
+            "or filter.sample to have a look"
+        )
+    if least is not None and abs(least) > 1:
+        raise ValueError(f"filter.min_similarity={least} must be from -1 to 1: it is a cosine")
+    if top_k is not None and top_k >= asked["pool"]:
+        raise ValueError(f"filter.top_k={top_k} must be below filter.pool={asked['pool']}: else every positive is found")
 
 
 def check_contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:

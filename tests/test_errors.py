@@ -55,10 +55,10 @@ MISTAKES = [
     ("stage=finetune hydra.run.dir=x", "hydra.run.dir has no effect"),
     # options
     ("stage=fintune", "conf/stage has no option 'fintune'; did you mean finetune?"),
-    ("stage=", "valid: check, evaluate, finetune, mine, pairs, retromae, tokenizer"),
+    ("stage=", "valid: check, evaluate, filter, finetune, mine, pairs, retromae, tokenizer"),
     ("stage=null", "conf/stage has no option 'null'"),
     ("stage=finetune stage=pairs", "one command runs one stage"),
-    ("data=jsonl", "stage is missing: add stage=NAME, one of check, evaluate, finetune"),
+    ("data=jsonl", "stage is missing: add stage=NAME, one of "),
     ("stage=finetune optim=adam", "did you mean adamw?"),
     ("stage=finetune model=/my/model", "a path goes in model.path=/my/model"),
     ("stage=finetune optim=3", "conf/optim has no option '3'; valid: adamw, sgd"),

@@ -16,7 +16,8 @@ def reached(origin: dict[str, Any]) -> Any:
     the data files alone.
 
     Args:
-        origin: `path` (a hub id or a folder), `config`, `split`, `files` (a pattern, or None: what the set says itself).
+        origin: `path` (a hub id or a folder), `config`, `revision`, `split`, `files` (a pattern, or None: what the set says
+            itself).
 
     Returns:
         Paths of files that are read as they are, a list; of other formats (csv, scripts) the `datasets.Dataset`.
@@ -30,36 +31,79 @@ def reached(origin: dict[str, Any]) -> Any:
     if Path(path).is_dir():
         folder = Path(path, config) if config and Path(path, config).is_dir() else Path(path)
         try:
-            return loaded(str(folder), config, origin["split"], origin["files"])
-        except (OSError, ValueError) as error:
-            raise ValueError(f"data.path={path}: this folder cannot be read as a data set: {short(error)}") from error
+            return named(folder, origin["files"]) if origin["files"] else loaded(str(folder), origin)
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"data.path={path}: this folder cannot be read as a data set: {short(error)}{by_name(error)}"
+            ) from error
     online = hub.settle()
     try:
-        return loaded(path, config, origin["split"], origin["files"])
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+        return named(downloaded(origin), origin["files"]) if origin["files"] else loaded(path, origin)
+    except (DatasetNotFoundError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         own = "data=text data.files=[texts.jsonl]" if "text" in origin["columns"] else "data=jsonl data.files=[train.jsonl]"
-        reason = short(error) if online else hub.SILENT
+        reason = f"{short(error)}{by_name(error)}" if online else hub.SILENT
         raise ValueError(
             f"data.path={path}: no local folder, and cannot be reached on the hub ({reason}); "
             f"point data.path=FOLDER at a local copy, or read files of your own with {own}"
         ) from error
 
 
-def loaded(path: str, config: str | None, split: str, files: str | None) -> Any:
+def downloaded(origin: dict[str, Any]) -> Path:
+    """The folder on this machine that holds the files of a repository that `files` names.
+
+    Not by `datasets`, which refuses a repository that holds a script beside them.
+    """
+    from huggingface_hub import constants, snapshot_download
+
+    return Path(
+        snapshot_download(
+            origin["path"],
+            repo_type="dataset",
+            revision=origin["revision"],
+            allow_patterns=origin["files"],
+            local_files_only=constants.HF_HUB_OFFLINE,
+        )
+    )
+
+
+def named(folder: Path, files: str) -> Any:
+    """What is in the files of a folder that a pattern names.
+
+    Raises:
+        ValueError: there is none.
+    """
+    import datasets
+
+    found = sorted(str(path) for path in folder.glob(files) if path.is_file())
+    if not found:
+        raise ValueError(f"data.files={files} names no file of it")
+    if all(path.endswith(READ_HERE) for path in found):
+        # as they are: `datasets` would first write them all anew, and refuses lines that are lists
+        return found
+    datasets.disable_progress_bars()
+    return datasets.load_dataset(str(folder), data_files={"train": found}, split="train")
+
+
+def loaded(path: str, origin: dict[str, Any]) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    given = {} if files is None else {"data_files": {split: files}}
-    if Path(path).is_dir() and files is None:
+    config, split, revision = origin["config"], origin["split"], origin["revision"]
+    if Path(path).is_dir():
+        revision = None
         known = datasets.get_dataset_config_names(path)
         config = config if config in known else None
-    builder = datasets.load_dataset_builder(path, config, **given)
-    named = (builder.config.data_files or {}).get(split)
-    if named and all(str(each).endswith(READ_HERE) for each in named):
-        # as they are: `datasets` would first write them all anew, and refuses lines that are lists
-        return [str(each) for each in datasets.DownloadManager().download(list(map(str, named)))]
-    return datasets.load_dataset(path, config, split=split, **given)
+    builder = datasets.load_dataset_builder(path, config, revision=revision)
+    listed = (builder.config.data_files or {}).get(split)
+    if listed and all(str(each).endswith(READ_HERE) for each in listed):
+        return [str(each) for each in datasets.DownloadManager().download(list(map(str, listed)))]
+    return datasets.load_dataset(path, config, revision=revision, split=split)
 
 
 def short(error: Exception) -> str:
     return " ".join(str(error).split())[:120]
+
+
+def by_name(error: Exception) -> str:
+    """What helps where `datasets` has found a script: nothing else makes it raise a RuntimeError."""
+    return "; name the files to read with data.files, e.g. data.files=train.jsonl.gz" if isinstance(error, RuntimeError) else ""

@@ -83,6 +83,7 @@ def hub(
     path: str,
     *,
     config: str | None,
+    revision: str | None,
     files: str | None,
     columns: dict[str, Column],
     labels: dict[str, Any] | None,
@@ -99,7 +100,9 @@ def hub(
     Args:
         path: hub id, or a folder.
         config: the set's configuration; None: its only one.
-        files: pattern of the files in it to read, e.g. `gooaq_pairs.jsonl.gz`; None: those of the split.
+        revision: branch, tag or commit of the hub's repository; None: the newest. Folders have none.
+        files: pattern of the files in it to read, e.g. `gooaq_pairs.jsonl.gz`, whatever else stands there, a script too; None:
+            those that the set names for the split.
         columns: our name -> theirs; with `text` among ours the set is one of texts, else of labelled rows.
         others: as for `jsonl`.
     """
@@ -110,8 +113,8 @@ def hub(
     check_labels(labels)
     saved = saved_files(Path(path), split)
     paths = saved or folder_files(Path(path))
-    origin = None if saved else {"path": path, "config": config, "split": split, "files": files, "columns": sorted(columns)}
-    reading = Reading(kind, paths, origin, dict(columns), labels, checked_corpus(corpus))
+    origin = {"path": path, "config": config, "revision": revision, "split": split, "files": files, "columns": sorted(columns)}
+    reading = Reading(kind, paths, None if saved else origin, dict(columns), labels, checked_corpus(corpus))
     return source_of(f"data={path}", reading, on_bad_row, paths, limits)
 
 

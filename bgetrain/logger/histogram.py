@@ -9,7 +9,13 @@ BINS = 50
 
 
 def histogram(
-    path: Path, series: Mapping[str, Sequence[float] | np.ndarray], *, title: str, label: str, line: float | None = None
+    path: Path,
+    series: Mapping[str, Sequence[float] | np.ndarray],
+    *,
+    title: str,
+    label: str,
+    line: float | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Draws the share of each series' values in equal bins over their common range.
 
@@ -19,18 +25,20 @@ def histogram(
         title: above the picture.
         label: what the values are, with their unit.
         line: a value to mark, such as a threshold.
+        weights: name -> how often each value counts; None: once.
     """
     from matplotlib.figure import Figure  # not pyplot, which keeps every figure and looks for a screen
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     finite = {name: np.asarray(values, float)[np.isfinite(np.asarray(values, float))] for name, values in series.items()}
+    sizes = {name: np.ones(len(values)) for name, values in finite.items()} if weights is None else weights
     every = np.concatenate([np.zeros(0), *finite.values()])
     if len(every):
         edges = np.histogram_bin_edges(every, BINS)
         for name, values in finite.items():
             if len(values):
-                axes.hist(values, edges.tolist(), weights=np.full(len(values), 1 / len(values)), alpha=0.6, label=name)
+                axes.hist(values, edges.tolist(), weights=sizes[name] / sizes[name].sum(), alpha=0.6, label=name)
         axes.legend(frameon=False)
     if line is not None:
         axes.axvline(line, color="black", linewidth=1, linestyle="--")

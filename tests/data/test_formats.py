@@ -135,7 +135,7 @@ def test_a_folder_that_datasets_saved_is_read_with_and_without_splits(tmp_path):
     assert opened(tmp_path / "one").take(range(40)) == READ[::-1]
     assert opened(tmp_path / "several").take(range(40)) == READ
     assert opened(tmp_path / "several", split="dev").take([0]) == [READ[3]]
-    hub = rows.hub(str(tmp_path / "several"), **{**MORE, "config": None, "files": None, "split": "dev"})
+    hub = rows.hub(str(tmp_path / "several"), **{**MORE, "config": None, "revision": None, "files": None, "split": "dev"})
     assert hub.rows().take([0]) == [READ[3]]
     with pytest.raises(ValueError, match=r"^data\.split=test: .*several has dev, train$"):
         opened(tmp_path / "several", split="test")
@@ -197,7 +197,7 @@ def test_a_hub_set_is_downloaded_and_read_as_it_is_where_its_files_are_of_our_fo
 def test_a_format_of_datasets_alone_is_read_through_it(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "train.csv").write_text("query,pos,other\nq0,p0,1\n,p1,2\nq2,p2,3\n")
-    hub = rows.hub(str(tmp_path / "set"), **{**MORE, "config": None, "files": None, "on_bad_row": "skip"})
+    hub = rows.hub(str(tmp_path / "set"), **{**MORE, "config": None, "revision": None, "files": None, "on_bad_row": "skip"})
     read = hub.rows()
     assert read.take(range(2)) == [Row("q0", ["p0"], [], None), Row("q2", ["p2"], [], None)]
     assert read.where(1) == f"{tmp_path}/set, row 3"

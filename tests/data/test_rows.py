@@ -40,7 +40,7 @@ def source(*files: object, **changes):
 
 
 def hub(path: object, **changes):
-    return rows.hub(str(path), **{"config": None, "files": None, **ROWS_ALONE, **LIMITS, **changes})
+    return rows.hub(str(path), **{"config": None, "revision": None, "files": None, **ROWS_ALONE, **LIMITS, **changes})
 
 
 def table(*files: object, **changes):
