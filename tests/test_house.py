@@ -223,9 +223,14 @@ def test_conf_mirrors_the_packages():
 
 
 def fitting(stage: str, group: str) -> list[str]:
-    """Options of a group that a stage can use: all, but losses, which belong to their stage."""
+    """Options of a group that a stage can use: all, but losses, which belong to their stage.
+
+    Data sets of one format are alike but for their names: all of them for one stage, the first of each for the others.
+    """
     if group == "loss":
         return ["retromae" if stage == "retromae" else "info_nce"]
+    if group == "data" and stage != "pairs":
+        return list({yaml_of(group, option)["_target_"]: option for option in reversed(selection.options(group))}.values())
     return selection.options(group)
 
 
@@ -253,7 +258,8 @@ def test_every_stage_composes_and_binds_with_every_option(stage, group, option):
     assert isinstance(cfg, dict)
     for key, node in nodes(cfg).items():
         binds(key, node)
-    chosen = {key: value for key, value in yaml_of(group, option).items() if value != "???"}
+    # `data: OPTION` in the sources of a mixture becomes the keys of that option
+    chosen = {key: value for key, value in yaml_of(group, option).items() if value != "???" and key != "sources"}
     stages = yaml_of("stage", stage).get(group, {})
     assert {key: cfg[group][key] for key in chosen} == {**chosen, **{key: stages[key] for key in stages if key in chosen}}
 
