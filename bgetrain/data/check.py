@@ -73,7 +73,7 @@ def examine(
         evaluation.queries.save(folder, "queries")
         evaluation.passages.save(folder, "passages")
     reports = []
-    for number in range(len(opened.mix.parts)) if opened.mix else [None]:
+    for number, source in enumerate(leaves(opened)):
         into = folder / f"source-{number}"
         into.mkdir()
         job = Job(
@@ -86,7 +86,6 @@ def examine(
             language_rows,
             places,
         )
-        source = chosen(opened, number)
         tally = read(source, job, num_workers, track)
         add_duplicates(tally, into)
         shutil.rmtree(into)
@@ -113,16 +112,16 @@ def summary(name: str, reports: Sequence[dict[str, Any]], leakage: dict[str, Any
     }
 
 
-def part_of(open_source: Callable[[], Source], number: int | None) -> Source:
-    """The source, or one of those that a mixture is made of."""
-    return chosen(open_source(), number)
+def part_of(open_source: Callable[[], Source], number: int) -> Source:
+    return leaves(open_source())[number]
 
 
-def chosen(opened: Source, number: int | None) -> Source:
-    if opened.mix is None or number is None:
-        return opened
-    part = opened.mix.parts[number]
-    return part.source._replace(name=f"{part.name} ({part.source.name})")
+def leaves(opened: Source) -> list[Source]:
+    """The source, or those that a mixture is made of, also where one of them is a mixture; named by their parts."""
+    if opened.mix is None:
+        return [opened]
+    found = [(part.name, leaf) for part in opened.mix.parts for leaf in leaves(part.source)]
+    return [leaf._replace(name=f"{name} ({leaf.name})") for name, leaf in found]
 
 
 def read(source: Source, job: Job, num_workers: int, track: Track) -> Tally:

@@ -126,13 +126,20 @@ def test_a_sample_of_near_texts_is_said_to_be_one(world, tmp_path):
 def test_the_sources_of_a_mixture_are_reported_one_by_one(world, tmp_path):
     write(tmp_path / "a.jsonl", [good(0), good(1), good(1)])
     write(tmp_path / "b.jsonl", [good(2), {"query": ""}])
-    sources = f"{{one: {{data: jsonl, files: [{tmp_path}/a.jsonl]}}, two: {{data: jsonl, files: [{tmp_path}/b.jsonl]}}}}"
-    report = check(world, tmp_path / "out", "data=mixture", f"data.sources={sources}", "check.num_workers=2")
-    assert [source["data"] for source in report["sources"]] == ["one (data=jsonl)", "two (data=jsonl)"]
-    assert report["counts"] == {"duplicate_row": 1, "empty_query": 1}
+    (tmp_path / "flag").mkdir()
+    write(tmp_path / "flag/c.jsonl", [good(3)])
+    write(tmp_path / "flag/d.jsonl", [good(4), {"query": "q"}])
+    sources = f"{{one: {{data: jsonl, files: [{tmp_path}/a.jsonl]}}, two: {{data: jsonl, files: [{tmp_path}/b.jsonl]}}, "
+    sources += f"three: {{data: flagembedding, path: {tmp_path}/flag}}}}"
+    report = check(world, tmp_path / "out", "data=mixture", f"data.sources={sources}", "check.num_workers=1")
+    assert [source["data"] for source in report["sources"]] == [
+        "one (data=jsonl)", "two (data=jsonl)", "three (c (data=jsonl))", "three (d (data=jsonl))",
+    ]  # fmt: skip
+    assert report["counts"] == {"duplicate_row": 1, "empty_query": 1, "no_positive": 1}
     assert report["sources"][0]["kinds"]["duplicate_row"]["places"] == [f"{tmp_path}/a.jsonl:3"]
     assert report["sources"][1]["kinds"]["empty_query"]["places"] == [f"{tmp_path}/b.jsonl:2"]
-    assert report["rows"] == 5
+    assert report["sources"][3]["kinds"]["no_positive"]["places"] == [f"{tmp_path}/flag/d.jsonl:2"]
+    assert report["rows"] == 8
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
