@@ -24,19 +24,19 @@ def reached(origin: dict[str, Any]) -> Any:
     Raises:
         ValueError: it cannot be reached or read; says how to point at files of one's own.
     """
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     path, config = origin["path"], origin["config"]
     if Path(path).is_dir():
         folder = Path(path, config) if config and Path(path, config).is_dir() else Path(path)
         try:
             return loaded(str(folder), config, origin["split"], origin["files"])
-        except (OSError, ValueError) as error:
+        except (DatasetGenerationError, OSError, ValueError) as error:
             raise ValueError(f"data.path={path}: this folder cannot be read as a data set: {short(error)}") from error
     online = hub.settle()
     try:
         return loaded(path, config, origin["split"], origin["files"])
-    except (DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
+    except (DatasetGenerationError, DatasetNotFoundError, ConnectionError, OSError, ValueError) as error:
         own = "data=text data.files=[texts.jsonl]" if "text" in origin["columns"] else "data=jsonl data.files=[train.jsonl]"
         reason = short(error) if online else hub.SILENT
         raise ValueError(
