@@ -49,6 +49,8 @@ def collectives(world, uneven: list[tuple[int, ...]]):
         "sum": distributed.sum_over_ranks(torch.tensor([1.0, world.rank]), world).tolist(),
         "max": distributed.max_over_ranks(10 - world.rank, world),
         "first": distributed.from_first({"rank": world.rank}, world),
+        "last": distributed.from_rank(np.full((2, 3), world.rank, np.float32), world.size - 1, world),
+        "gathered to 1": distributed.gather_to(np.full((1, 2), world.rank), 1, world),
     }
 
 
@@ -63,9 +65,12 @@ def test_gather_forward_and_backward_equal_concatenation_for_uneven_counts(size,
             ours, gradient = results[rank]["gathered"][number]
             assert_close(ours, whole.detach(), rtol=0, atol=0)
             assert_close(gradient, part.grad, rtol=1e-12, atol=1e-12)
+    assert [each.tolist() for each in results[1]["gathered to 1"]] == [[[rank, rank]] for rank in range(size)]
+    assert [result["gathered to 1"] for rank, result in enumerate(results) if rank != 1] == [None] * (size - 1)
     for result in results:
         assert result["sum"] == [size, size * (size - 1) / 2]
         assert result["max"] == 10
         assert result["first"] == {"rank": 0}
+        assert result["last"].tolist() == [[size - 1] * 3] * 2
         expected = [[rank, rank] for rank in range(size) for _ in range(rank)]
         np.testing.assert_array_equal(result["arrays"], np.array(expected, np.float32))

@@ -170,7 +170,7 @@ def fingerprint_of_model(module: nn.Module, facts: Mapping[str, Any]) -> str:
         module: the encoder, in the precision that it computes in.
         facts: by name, what JSON can write.
     """
-    digest = blake2b(json.dumps([FORMAT, shards.BLOCK, facts], sort_keys=True, default=str).encode(), digest_size=16)
+    digest = blake2b(json.dumps([FORMAT, facts], sort_keys=True, default=str).encode(), digest_size=16)
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)

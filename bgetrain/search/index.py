@@ -119,7 +119,6 @@ def inverted(passages: Embeddings, num_lists: int, num_probes: int, seed: int, w
     quantizer.add(from_rank(centres, 0, world))
     index = faiss.IndexIVFFlat(quantizer, passages.width, num_lists, faiss.METRIC_INNER_PRODUCT)
     index.is_trained, index.nprobe = True, min(num_probes, num_lists)
-    index.own_centres = quantizer  # faiss's index has a bare pointer to it
     fill(index, passages)
     return index
 
@@ -141,10 +140,10 @@ def asked(index: Any, passages: Embeddings, k: int, world: World, advance: Calla
         ValueError: k is more than faiss selects on a GPU.
     """
     faiss = library()
-    if world.device.type == "cuda" and getattr(faiss, "get_num_gpus", int)():
+    if world.device.type == "cuda" and faiss.get_num_gpus():
         if k > GPU_MAX_K:
             raise ValueError(
-                f"faiss on a GPU finds {GPU_MAX_K} passages a query at the most, and {k} are asked for: use search.index=exact"
+                f"{k} passages for each query are more than the {GPU_MAX_K} that faiss finds on a GPU: use search=exact"
             )
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), world.device.index or 0, index)
 

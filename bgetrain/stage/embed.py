@@ -143,7 +143,7 @@ def model_key(cfg: build.Config, made: Body, used: Encoder, world: World) -> str
     facts = {
         "tokenizer": inside,
         "truncation_side": made.tokenizer.truncation_side,
-        "config": {name: value for name, value in config.items() if name not in UNRELATED},
+        "config": {name: value for name, value in config.items() if name not in UNRELATED and "drop" not in name},
         "pooling": made.pooling,
         "precision": build.precision(cfg, world),
     }

@@ -1,117 +1,116 @@
-"""Exact search against a comparison of everything with everything."""
+"""faiss's searches: flat against exact, inverted lists with the recall that they report."""
+
+import sys
 
 import faiss
 import numpy as np
 import pytest
+import torch
 
-from bgetrain.search import index
-from bgetrain.search.index import top_k
+from bgetrain.search import index, shards
+from bgetrain.search.blocks import Ranked
+from bgetrain.search.exact import exact
+from bgetrain.search.shards import held
+from bgetrain.types import World
 
-
-def brute_force(queries: np.ndarray, corpus: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    scores = queries.astype(np.float64) @ corpus.astype(np.float64).T
-    positions = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, positions, axis=1), positions
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 def embeddings(rows: int, width: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    made = np.random.default_rng(seed).standard_normal((rows, width)).astype(np.float32)
+    return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-def whole(rows: int, width: int, seed: int) -> np.ndarray:
-    """Embeddings of small whole numbers: their inner products are exact in fp32, and many are equal."""
-    return np.random.default_rng(seed).integers(-1, 2, (rows, width)).astype(np.float32)
+QUERIES, CORPUS = embeddings(60, 16, 1), embeddings(3000, 16, 2)
 
 
-@pytest.mark.parametrize(("num_queries", "num_passages", "k"), [(1, 7, 1), (3, 50, 10), (40, 3000, 200), (40, 30, 30)])
-def test_top_k_equals_brute_force(num_queries, num_passages, k):
-    queries, corpus = embeddings(num_queries, 24, 1), embeddings(num_passages, 24, 2)
-    scores, positions = top_k(queries, corpus, k, num_threads=1)
-    expected_scores, expected_positions = brute_force(queries, corpus, k)
-    np.testing.assert_array_equal(positions, expected_positions)
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-5)
-    assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
+def flat(k: int, world=ALONE, told=lambda _: None) -> Ranked:
+    return index.flat(held(QUERIES, world), held(CORPUS, world), k, query_block=25, world=world, advance=told)
 
 
-@pytest.mark.parametrize("k", [1, 5, 60, 150, 900, 1000])
-@pytest.mark.parametrize("num_queries", [3, 40])  # faiss computes fewer than 20 queries in another way
-def test_equal_scores_come_by_position_also_across_the_cut(num_queries, k):
-    queries, corpus = whole(num_queries, 4, 3), whole(1000, 4, 4)
-    scores, positions = top_k(queries, corpus, k, num_threads=2)
-    expected_scores, expected_positions = brute_force(queries, corpus, k)
-    np.testing.assert_array_equal(positions, expected_positions)
-    np.testing.assert_array_equal(scores, expected_scores)
+def ivf(k: int, num_probes: int, world=ALONE, *, num_lists=None, seed=0) -> Ranked:
+    return index.ivf(
+        held(QUERIES, world), held(CORPUS, world), k, num_lists=num_lists, num_probes=num_probes, recall_sample=40,
+        query_block=25, seed=seed, world=world, advance=lambda _: None,
+    )  # fmt: skip
 
 
-def test_blocks_of_tied_queries_change_nothing(monkeypatch):
-    queries, corpus = whole(30, 3, 5), whole(400, 3, 6)
-    expected = top_k(queries, corpus, 20, num_threads=1)
-    monkeypatch.setattr(index, "BLOCK", 50)
-    for one, other in zip(expected, top_k(queries, corpus, 20, num_threads=1), strict=True):
-        np.testing.assert_array_equal(one, other)
+def truth(k: int) -> np.ndarray:
+    alone = held(QUERIES, ALONE), held(CORPUS, ALONE)
+    return exact(*alone, k, query_block=1024, passage_block=4096, world=ALONE, advance=lambda _: None).places
 
 
-def test_queries_without_a_tie_are_searched_once(monkeypatch):
-    calls, search = [], faiss.knn
-    monkeypatch.setattr(faiss, "knn", lambda queries, *rest, **named: calls.append(1) or search(queries, *rest, **named))
-    top_k(embeddings(5, 24, 1), embeddings(500, 24, 2), 10, num_threads=1)
-    assert len(calls) == 1
+@pytest.mark.parametrize("k", [1, 100, 4000])
+def test_flat_finds_what_exact_finds(k):
+    told: list[int] = []
+    found = flat(k, told=told.append)
+    np.testing.assert_array_equal(found.places[:, :100], truth(k)[:, :100])
+    assert found.recall is None
+    assert sum(told) == len(QUERIES) * len(CORPUS)
 
 
-def test_k_beyond_the_corpus_is_cut():
-    scores, positions = top_k(embeddings(2, 8, 1), embeddings(5, 8, 2), 100, num_threads=1)
-    assert scores.shape == positions.shape == (2, 5)
-    assert sorted(positions[0]) == [0, 1, 2, 3, 4]
+def recall_by_hand(found: Ranked, k: int) -> np.ndarray:
+    return np.array([len(set(one) & set(other)) / k for one, other in zip(truth(k).tolist(), found.places.tolist(), strict=True)])
 
 
-def test_no_queries_give_no_rows():
-    scores, positions = top_k(np.empty((0, 8), np.float32), embeddings(5, 8, 2), 3, num_threads=1)
-    assert scores.shape == positions.shape == (0, 3)
+def test_the_recall_of_inverted_lists_is_that_of_a_sample_of_queries():
+    few, more, everything = (ivf(10, num_probes) for num_probes in (2, 10, 1000))
+    assert 0.05 < few.recall < more.recall < everything.recall == 1.0
+    np.testing.assert_array_equal(everything.places, truth(10))
+    chosen = index.sample(60, 40, 0)
+    assert len(set(chosen.tolist())) == 40
+    for found in (few, more):
+        assert found.recall == pytest.approx(recall_by_hand(found, 10)[chosen].mean(), abs=1e-12)
+    assert (np.diff(few.scores, axis=1) <= 0).all()
+    assert ivf(10, 2, seed=1).places.tolist() != few.places.tolist()  # other centres
+
+
+def test_places_that_lists_do_not_have_are_minus_one():
+    found = ivf(200, 1, num_lists=55)
+    assert found.places.min() == -1
+    assert (np.isneginf(found.scores) == (found.places == -1)).all()
+    assert (found.places[:, 0] >= 0).all()
+    each = [row[row >= 0] for row in found.places]
+    assert all(len(set(row.tolist())) == len(row) for row in each)
 
 
 def test_threads_of_the_process_are_as_before():
     before = faiss.omp_get_max_threads()
-    top_k(embeddings(2, 8, 1), embeddings(5, 8, 2), 3, num_threads=before + 1)
+    flat(3)
     assert faiss.omp_get_max_threads() == before
 
 
-def test_gpus_are_searched_where_faiss_sees_them_and_k_fits(monkeypatch):
-    """A CPU index stands in for the GPUs: what is held is which of the two paths is taken, not what a GPU answers."""
-    built, asked = [], []
-
-    class Shards:
-        def __init__(self, index):
-            self.add = index.add
-            self.search = lambda queries, k: asked.append(k) or index.search(queries, k)
-
-    def shards(empty, options):
-        built.append(options.shard)
-        return Shards(empty)
-
-    class Options:
-        shard = False
-
+def test_the_rank_s_gpu_is_asked_where_faiss_sees_it_and_k_fits(monkeypatch):
+    """A CPU index stands in for the GPU: what is held is which path is taken, not what a GPU answers."""
+    moved = []
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
-    monkeypatch.setattr(faiss, "GpuMultipleClonerOptions", Options, raising=False)
-    monkeypatch.setattr(faiss, "index_cpu_to_all_gpus", shards)
-    queries, corpus = embeddings(3, 8, 1), embeddings(3000, 8, 2)
-    for k in (10, 2900):
-        np.testing.assert_array_equal(top_k(queries, corpus, k, num_threads=1)[1], brute_force(queries, corpus, k)[1])
-    assert built == [True, True]
-    assert asked == [11]  # the place after the k-th shows whether it is tied; 2,901 is more than a GPU selects
+    monkeypatch.setattr(faiss, "StandardGpuResources", lambda: "resources", raising=False)
+    monkeypatch.setattr(faiss, "index_cpu_to_gpu", lambda _, number, made: moved.append(number) or made, raising=False)
+    second = ALONE._replace(device=torch.device("cuda", 1))
+    np.testing.assert_array_equal(flat(10, second).places, truth(10))
+    assert moved == [1]
+    with pytest.raises(ValueError, match=r"^2500 passages for each query are more than the 2048 .* on a GPU: use search=exact$"):
+        flat(2500, second)
 
 
-@pytest.mark.parametrize(
-    ("queries", "corpus", "k", "message"),
-    [
-        (np.ones((2, 8)), np.ones((0, 8)), 1, "no passages"),
-        (np.ones((2, 8)), np.ones((5, 9)), 1, r"\(2, 8\) and corpus \(5, 9\)"),
-        (np.ones(8), np.ones((5, 8)), 1, r"queries \(8,\)"),
-        (np.ones((2, 8)), np.ones((5, 8)), 0, "k=0: must be"),
-        (np.ones((2, 8)), np.array([[1.0], [np.nan], [np.inf]]).repeat(8, 1), 1, "corpus: 2 of 3 .* first 1"),
-        (np.full((2, 8), np.nan), np.ones((5, 8)), 1, "queries: 2 of 2"),
-    ],
-)
-def test_bad_arrays_are_refused(queries, corpus, k, message):
-    with pytest.raises(ValueError, match=message):
-        top_k(queries.astype(np.float32), corpus.astype(np.float32), k, num_threads=1)
+def test_without_faiss_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ValueError, match=r"search=flat need faiss, which is not installed: pip install bgetrain\[cpu\]"):
+        flat(3)
+    assert truth(3).shape == (60, 3)
+
+
+def on_ranks(world) -> list[Ranked]:
+    shards.BLOCK = 256
+    return [flat(20, world), ivf(20, 5, world)]
+
+
+def test_ranks_search_the_lists_of_one(spawn):
+    before = shards.BLOCK
+    alone = on_ranks(ALONE)
+    shards.BLOCK = before
+    results = spawn(2, on_ranks)
+    for number, one in enumerate(alone):
+        parts = [result[number] for result in results]
+        np.testing.assert_array_equal(np.concatenate([part.places for part in parts]), one.places)
+        assert {part.recall for part in parts} == {one.recall}
