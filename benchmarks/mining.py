@@ -105,7 +105,7 @@ def make_vectors(options: argparse.Namespace) -> Path:
 
 
 def run(options: argparse.Namespace, side: Side, task: str, given: list[str], python: str) -> dict[str, float]:
-    """Seconds and peak memory (GB) of one process; it may fail, which its log tells."""
+    """Seconds, CPU seconds and peak memory (GB) of one process; it may fail, which its log tells."""
     folder = options.output / f"{side.name.replace(', ', '-')}-{task}"
     subprocess.run(["rm", "-rf", str(folder)], check=True)
     threads = {name: str(options.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace, side: Side, task: str, given: list[str], py
     if child.returncode:
         raise SystemExit(f"{side.name} failed, see {log}:\n{log.read_text('utf8', 'replace')[-2000:]}")
     said = json.loads(log.read_text("utf8", "replace").strip().splitlines()[-1])
-    return {"seconds": said["seconds"], "memory_gb": used.ru_maxrss / 1e6}
+    return {"seconds": said["seconds"], "cpu_seconds": said["cpu_seconds"], "memory_gb": used.ru_maxrss / 1e6}
 
 
 def agreement(options: argparse.Namespace, side: Side, vectors: Path) -> float:
@@ -160,13 +160,15 @@ def overlap(scores: np.ndarray, places: set[int], positive: int, removed: set[in
 
 def report(task: str, found: dict[str, list[dict[str, float]]], agreements: dict[str, float]) -> None:
     medians = {
-        name: [statistics.median(each[key] for each in runs) for key in ("seconds", "memory_gb")] for name, runs in found.items()
+        name: [statistics.median(each[key] for each in runs) for key in ("seconds", "cpu_seconds", "memory_gb")]
+        for name, runs in found.items()
     }
     ours = medians["bgetrain"]
-    print(f"\n{task}\n\n| | s | of bgetrain's | peak GB | of bgetrain's | agreement |\n|---|---|---|---|---|---|")
-    for name, (seconds, memory) in medians.items():
+    print(f"\n{task}\n\n| | s | CPU s | peak GB | ratios to bgetrain | agreement |\n|---|---|---|---|---|---|")
+    for name, values in medians.items():
+        ratios = ", ".join(f"{value / own:.2f}" for value, own in zip(values, ours, strict=True))
         agrees = f"{agreements[name]:.7f}" if name in agreements else ""
-        print(f"| {name} | {seconds:.2f} | {seconds / ours[0]:.2f} | {memory:.2f} | {memory / ours[1]:.2f} | {agrees} |")
+        print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + f" | {ratios} | {agrees} |")
     sys.stdout.flush()
 
 
