@@ -20,7 +20,7 @@ LAYERS = {
     "distributed": 1,
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3,
-    "stage": 4, "config": 4, "parts": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
+    "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -34,7 +34,20 @@ PLACES = {
     "peft": {"model/lora.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
-LIGHT = ["cli", "config", "parts", "selection", "overrides", "target", "usage", "recipe", "output", "cluster.local", "__main__"]
+LIGHT = [
+    "cli",
+    "config",
+    "parts",
+    "rules",
+    "selection",
+    "overrides",
+    "target",
+    "usage",
+    "recipe",
+    "output",
+    "cluster.local",
+    "__main__",
+]
 ENVIRONMENT = {"cluster/local.py"}
 
 
