@@ -59,9 +59,7 @@ def contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:
     if cfg["memory_limit"] is not None and cfg["step_mode"] != "auto":
         raise ValueError(f"memory_limit is read by step_mode=auto alone, and step_mode is {cfg['step_mode']}: leave one out")
     if cfg["batch_tokens"] is not None and not cfg["length_buckets"]:
-        raise ValueError(
-            f"batch_tokens={cfg['batch_tokens']} needs length_buckets, e.g. length_buckets=[128,512]: set both or none"
-        )
+        raise ValueError(f"batch_tokens={cfg['batch_tokens']} needs length_buckets, e.g. [128,512]: set both or none")
     if cfg["length_buckets"] != sorted(set(cfg["length_buckets"])):
         raise ValueError(f"length_buckets={cfg['length_buckets']} must rise, e.g. [128,512]: they are limits in tokens")
     if cfg["global_batch"] == 1 and alone:
