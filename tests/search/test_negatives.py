@@ -230,16 +230,17 @@ def test_weighted_draws_without_replacement():
 # --- fill, equal queries, refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("corpus", [30, 10_000])
+@pytest.mark.parametrize("corpus", [60, 200])  # sorted by hash, and drawn one by one
 def test_random_places_are_distinct_allowed_and_a_function_of_seed_and_query(corpus):
-    excluded = set(range(0, 20, 2))
-    found = random_places(corpus, 12, excluded, seed=1, query_name="q")
-    assert len(found) == len(set(found)) == 12
-    assert not set(found) & excluded
-    assert all(0 <= place < corpus for place in found)
-    assert found == random_places(corpus, 12, excluded, seed=1, query_name="q")
-    assert found != random_places(corpus, 12, excluded, seed=2, query_name="q")
-    assert found != random_places(corpus, 12, excluded, seed=1, query_name="r")
+    excluded = set(range(0, 60, 2))
+    for name in (f"q{number}" for number in range(20)):
+        found = random_places(corpus, 12, excluded, seed=1, query_name=name)
+        assert len(found) == len(set(found)) == 12
+        assert not set(found) & excluded
+        assert all(0 <= place < corpus for place in found)
+        assert found == random_places(corpus, 12, excluded, seed=1, query_name=name)
+        assert found != random_places(corpus, 12, excluded, seed=2, query_name=name)
+        assert found != random_places(corpus, 12, excluded, seed=1, query_name=f"{name}0")
 
 
 def test_random_places_are_all_there_are_where_the_corpus_is_small():
