@@ -162,7 +162,7 @@ def test_files_of_a_set_are_chosen_by_pattern_and_lines_that_are_lists_are_read(
     folder.mkdir()
     (folder / "gooaq_pairs.jsonl.gz").write_bytes(gzip.compress(dumped([["q", "a"], ["r", "b"]])))
     (folder / "AllNLI.jsonl.gz").write_bytes(gzip.compress(dumped([["q", "a", "n"]])))
-    more = {**MORE, "config": None, "columns": {"query": 0, "pos": 1, "neg": 2}}
+    more = {**MORE, "config": None, "revision": None, "columns": {"query": 0, "pos": 1, "neg": 2}}
     pairs = rows.hub(str(folder), files="gooaq_pairs.jsonl.gz", **more)
     assert pairs.rows().take([0, 1]) == [Row("q", ["a"], [], None), Row("r", ["b"], [], None)]
     assert pairs.rows().where(1) == f"{folder}/gooaq_pairs.jsonl.gz:2"
@@ -186,10 +186,12 @@ def test_a_hub_set_is_downloaded_and_read_as_it_is_where_its_files_are_of_our_fo
     monkeypatch.setattr("bgetrain.hub.settle", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset_builder", builder)
     monkeypatch.setattr(datasets.DownloadManager, "download", lambda self, urls: [str(local)] if "a/b@1" in urls[0] else [])
-    origin = {"path": "a/b", "config": "c", "split": "train", "files": "*.gz", "columns": []}
+    origin = {"path": "a/b", "config": "c", "revision": "v2", "split": "train", "files": None, "columns": []}
     assert reached(origin) == [str(local)]
-    assert asked == [("a/b", "c", {"data_files": {"train": "*.gz"}})]
-    opened_set = rows.hub("a/b", **{**MORE, "config": "c", "files": None, "columns": {"query": "set.0", "pos": "set.1"}})
+    assert asked == [("a/b", "c", {"revision": "v2"})]
+    opened_set = rows.hub(
+        "a/b", **{**MORE, "config": "c", "revision": None, "files": None, "columns": {"query": "set.0", "pos": "set.1"}}
+    )
     assert opened_set.rows().take([0]) == [Row("q", ["a"], [], None)]
     assert opened_set.rows().where(0) == f"{local}:1"
 
