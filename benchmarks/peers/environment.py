@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FOLDER = HERE.parent / ".peers"
-PACKAGES = ["torch", "transformers", "sentence-transformers", "accelerate", "datasets", "FlagEmbedding"]
+PACKAGES = ["torch", "transformers", "sentence-transformers", "accelerate", "datasets", "FlagEmbedding", "faiss-cpu"]
 VERSIONS = """
 import importlib.metadata as m, json, sys
 names = "torch transformers tokenizers sentence-transformers FlagEmbedding accelerate datasets numpy deepspeed".lower().split()

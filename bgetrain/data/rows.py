@@ -253,4 +253,4 @@ def as_retrieval(rows: ArrowRows) -> Retrieval:
                 negatives[name] = [f"p{place}" for place in places[middle:first].tolist()]
             queries.append(row.query)
             prompts.append(row.prompt)
-    return Retrieval(passages, query_ids, queries, prompts, qrels, negatives, rows.notes)
+    return Retrieval(passages, query_ids, queries, prompts, qrels, negatives=negatives, notes=rows.notes)
