@@ -31,15 +31,19 @@ FREE = (
     "model.gradient_checkpointing",
     "data.num_workers",
     "data.cache",
+    "check.num_workers",
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "result.json", "counts", "pool")
+LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "report.json", "result.json", "counts", "pool")
 FOLDERS = (
-    *("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite"),
+    *("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", "lengths", ".parts"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
 )
-FILES = ("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "report.json", "similarity.png")
+FILES = (
+    *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
+    *("report.json", "report.html", "similarity.png"),
+)
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 

@@ -140,6 +140,7 @@ class Retrieval(NamedTuple):
         queries: Q texts, without instruction.
         prompts: Q instructions; None: that of the source.
         qrels: query name -> passage name -> relevance above 0.
+        negatives: query name -> names of the passages that its row lists as negatives; queries without any are not in it.
         notes: what is to be told of the rows that it was made from, line by line.
     """
 
@@ -148,6 +149,7 @@ class Retrieval(NamedTuple):
     queries: list[str]
     prompts: list[str | None]
     qrels: dict[str, dict[str, int]]
+    negatives: Mapping[str, Sequence[str]] = MappingProxyType({})
     notes: Sequence[str] = ()
 
 

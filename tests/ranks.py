@@ -18,6 +18,7 @@ IMPORTED_ONCE = [
     "torch._dynamo",
     "datasets",
     "deepspeed",
+    "sentence_transformers",
     "transformers.models.bert.modeling_bert",
     "bgetrain.stage.contrastive",
     "bgetrain.stage.retromae",

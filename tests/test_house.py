@@ -20,7 +20,7 @@ LAYERS = {
     "distributed": 1,
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3,
-    "stage": 4, "config": 4, "parts": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
+    "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -34,7 +34,20 @@ PLACES = {
     "peft": {"model/lora.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
-LIGHT = ["cli", "config", "parts", "selection", "overrides", "target", "usage", "recipe", "output", "cluster.local", "__main__"]
+LIGHT = [
+    "cli",
+    "config",
+    "parts",
+    "rules",
+    "selection",
+    "overrides",
+    "target",
+    "usage",
+    "recipe",
+    "output",
+    "cluster.local",
+    "__main__",
+]
 ENVIRONMENT = {"cluster/local.py"}
 
 
@@ -223,9 +236,14 @@ def test_conf_mirrors_the_packages():
 
 
 def fitting(stage: str, group: str) -> list[str]:
-    """Options of a group that a stage can use: all, but losses, which belong to their stage."""
+    """Options of a group that a stage can use: all, but losses, which belong to their stage.
+
+    Data sets of one format are alike but for their names: all of them for one stage, the first of each for the others.
+    """
     if group == "loss":
         return ["retromae" if stage == "retromae" else "info_nce"]
+    if group == "data" and stage != "pairs":
+        return list({yaml_of(group, option)["_target_"]: option for option in reversed(selection.options(group))}.values())
     return selection.options(group)
 
 
@@ -253,7 +271,7 @@ def test_every_stage_composes_and_binds_with_every_option(stage, group, option):
     assert isinstance(cfg, dict)
     for key, node in nodes(cfg).items():
         binds(key, node)
-    # the sources of a mixture get the keys of the options that they name: tests/test_parts.py
+    # `data: OPTION` in the sources of a mixture becomes the keys of that option
     chosen = {key: value for key, value in yaml_of(group, option).items() if value != "???" and key != "sources"}
     stages = yaml_of("stage", stage).get(group, {})
     assert {key: cfg[group][key] for key in chosen} == {**chosen, **{key: stages[key] for key in stages if key in chosen}}

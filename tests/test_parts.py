@@ -1,5 +1,7 @@
 """The sources of a mixture in a config: whose keys win, and one line for each mistake."""
 
+import re
+
 import pytest
 
 from bgetrain import config
@@ -77,3 +79,16 @@ def test_losses_of_sources_need_batches_of_one_source_and_a_stage_that_has_a_los
         composed(with_loss, stage="retromae")
     with pytest.raises(ValueError, match=r"^data\.sources is missing: add data\.sources=VALUE, a mapping"):
         composed()
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["batch_tokens=100"], "batch_tokens=100 needs length_buckets"),
+        (["length_buckets=[128,64]"], "length_buckets=[128, 64] must rise"),
+        (["length_buckets=[0]"], "length_buckets must be a list, each item a whole number above 0"),
+    ],
+)
+def test_length_buckets_rise_and_a_budget_of_tokens_needs_them(keys, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        config.compose(["stage=pairs", "model=tiny", *keys])

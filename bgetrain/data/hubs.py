@@ -25,21 +25,21 @@ def reached(origin: dict[str, Any]) -> Any:
     Raises:
         ValueError: it cannot be reached or read; says how to point at files of one's own.
     """
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
     path, config = origin["path"], origin["config"]
     if Path(path).is_dir():
         folder = Path(path, config) if config and Path(path, config).is_dir() else Path(path)
         try:
             return named(folder, origin["files"]) if origin["files"] else loaded(str(folder), origin)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (DatasetGenerationError, OSError, RuntimeError, ValueError) as error:
             raise ValueError(
                 f"data.path={path}: this folder cannot be read as a data set: {short(error)}{by_name(error)}"
             ) from error
     online = hub.settle()
     try:
         return named(downloaded(origin), origin["files"]) if origin["files"] else loaded(path, origin)
-    except (DatasetNotFoundError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (DatasetGenerationError, DatasetNotFoundError, ConnectionError, OSError, RuntimeError, ValueError) as error:
         own = "data=text data.files=[texts.jsonl]" if "text" in origin["columns"] else "data=jsonl data.files=[train.jsonl]"
         reason = f"{short(error)}{by_name(error)}" if online else hub.SILENT
         raise ValueError(

@@ -242,11 +242,15 @@ def as_retrieval(rows: ArrowRows) -> Retrieval:
     queries: list[str] = []
     prompts: list[str | None] = []
     qrels: dict[str, dict[str, int]] = {}
+    negatives: dict[str, list[str]] = {}
     first = 0
     for block in in_blocks(len(rows)):
         for row in rows.take(block):
-            qrels[query_ids[len(queries)]] = {f"p{place}": 1 for place in places[first : first + len(row.positives)].tolist()}
-            first += len(row.positives) + len(row.negatives)
+            name, middle = query_ids[len(queries)], first + len(row.positives)
+            qrels[name] = {f"p{place}": 1 for place in places[first:middle].tolist()}
+            first = middle + len(row.negatives)
+            if row.negatives:
+                negatives[name] = [f"p{place}" for place in places[middle:first].tolist()]
             queries.append(row.query)
             prompts.append(row.prompt)
-    return Retrieval(passages, query_ids, queries, prompts, qrels, rows.notes)
+    return Retrieval(passages, query_ids, queries, prompts, qrels, negatives, rows.notes)

@@ -58,8 +58,10 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     engine, schedule = build.engine(cfg, module, world)
     first_step = build.resumed(cfg, engine, lambda: probe(engine, batch_at(1), pad_id, world))
     budget = memory.plan(cfg["step_mode"], cfg["memory_limit"], footprint, engine)
-    facts = announced(cfg, supplied, first_step, prepare(batch_at(first_step), cfg["chunk_tokens"], pad_id, budget, world), world)
+    first = batch_at(first_step)
+    facts = announced(cfg, supplied, first_step, first, prepare(first, cfg["chunk_tokens"], pad_id, budget, world), world)
     build.announce(cfg, body, engine, supplied.sizes, facts, world)
+    del first
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     steps, describe = range(first_step, supplied.total_steps + 1), partial(described, supplied.feeds)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
@@ -77,14 +79,17 @@ def check(cfg: Mapping[str, Any], width: int) -> None:
         raise ValueError(f"loss.matryoshka={cfg['loss']['matryoshka']} exceeds the model's width of {width}")
 
 
-def announced(cfg: Mapping[str, Any], supplied: supply.Supply, first_step: int, work: "Work", world: World) -> dict[str, str]:
+def announced(
+    cfg: Mapping[str, Any], supplied: supply.Supply, first_step: int, batch: GroupBatch, work: "Work", world: World
+) -> dict[str, str]:
     """What the run will do, in words.
 
     Args:
         cfg: of the stage.
         supplied: its data.
         first_step: counted from 1.
-        work: this rank's, of the first step.
+        batch: this rank's, of that step.
+        work: the same as it is taken.
         world: all ranks.
     """
     size = supplied.plan.size(first_step)
@@ -94,6 +99,12 @@ def announced(cfg: Mapping[str, Any], supplied: supply.Supply, first_step: int, 
         pool = cfg["loss"]["negatives"]
         negatives = {"world": size, "rank": own, "group": 1}[pool] * cfg["group_size"] - 1
         facts["per query"] = f"1 positive, {negatives:,} negatives ({pool}), group size {cfg['group_size']}"
+    feeds = [supplied.feeds[number] for number in batch.sources.tolist()]
+    limits = [each.query_max_len for each in feeds], [each.passage_max_len for each in feeds for _ in range(each.group_size)]
+    sides = zip((batch.query, batch.passage), limits, strict=True)
+    full = [float((text.lengths >= torch.tensor(limit)).float().mean()) for text, limit in sides]
+    if max(full) > 0:
+        facts["as long as allowed"] = f"{full[0]:.0%} of the queries, {full[1]:.0%} of the passages of this batch, or cut"
     epochs = supplied.plan.epoch(supplied.total_steps + 1)
     return facts | {
         "tokens per step": f"about {work.tokens * size // own:,}",
