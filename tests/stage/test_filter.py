@@ -345,6 +345,13 @@ def test_ranks_equal_a_slow_count_over_shards_with_repeats_and_own_positives():
         assert found[pair] == 1 + (scores > passages[pair].astype(np.float64) @ queries[owner]).sum()
 
 
+def test_an_equal_score_is_no_nearer():
+    unit = np.eye(2, dtype=np.float32)
+    pool = filtering.pooled([unit[[0, 1]]], np.array([8, 9]))  # the first is the positive's vector under another text
+    found = filtering.ranks(unit[[0]], unit[[0]], np.array([0]), np.array([7]), pool, torch.device("cpu"))
+    assert found.tolist() == [1]
+
+
 def test_summed_counts_tell_quantiles_and_shares_to_a_bin():
     values = np.round(np.random.default_rng(2).uniform(-1, 1, 5000), 4)
     values[:3] = [0.43, 0.4299, 1.0]
