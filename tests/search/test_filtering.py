@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from bgetrain import config
 from bgetrain.search import filtering, tally
 from bgetrain.types import Row
 
@@ -80,3 +81,18 @@ def test_lines_of_rows_without_a_wanted_positive_are_left_out():
     assert [json.loads(line) for line in dropped] == [
         {"query": "a", "pos": ["y"], "pos_scores": [0.1], "similarity": [0.1], "rank": [9], "dropped_by": ["rank"]}
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (["filter.min_similarity=null"], "filter.min_similarity and filter.top_k are both null"),
+        (["filter.min_similarity=43"], "filter.min_similarity=43 must be from -1 to 1"),
+        (["filter.top_k=9", "filter.pool=9"], "filter.top_k=9 must be below filter.pool=9"),
+        (["filter.sample=0"], "filter.sample must be a whole number above 0 or null"),
+    ],
+)
+def test_settings_that_filter_nothing_are_refused_before_anything_starts(changes, said):
+    with pytest.raises(ValueError, match=said):
+        config.compose(["stage=filter", *changes])
+    config.compose(["stage=filter", "filter.min_similarity=null", "filter.sample=100"])

@@ -295,18 +295,3 @@ def test_a_pool_that_cannot_tell_anything_is_refused(world, model_folder, tmp_pa
     path.write_text('{"query": "ban", "pos": ["kin"]}\n{"query": "bur", "pos": ["kin"]}\n')
     with pytest.raises(ValueError, match=r"^filter\.top_k=2 of a pool of 1 different passages keeps every pair"):
         run(world, asked(model_folder, path, tmp_path / "out", "filter.top_k=2"))
-
-
-@pytest.mark.parametrize(
-    ("changes", "said"),
-    [
-        (["filter.min_similarity=null"], "filter.min_similarity and filter.top_k are both null"),
-        (["filter.min_similarity=43"], "filter.min_similarity=43 must be from -1 to 1"),
-        (["filter.top_k=9", "filter.pool=9"], "filter.top_k=9 must be below filter.pool=9"),
-        (["filter.sample=0"], "filter.sample must be a whole number above 0 or null"),
-    ],
-)
-def test_settings_that_filter_nothing_are_refused_before_anything_starts(changes, said):
-    with pytest.raises(ValueError, match=said):
-        config.compose(["stage=filter", *changes])
-    config.compose(["stage=filter", "filter.min_similarity=null", "filter.sample=100"])
