@@ -83,6 +83,8 @@ def check(cfg: dict[str, Any], check_group: Callable[[str, dict[str, Any]], None
         if not loss and not size:
             continue
         if "guide_model" not in cfg:
+            if "total_steps" not in cfg:
+                continue  # stages that do not train take the mixture of one that does as it is
             raise ValueError(f"{place} has loss or group_size, which stage={cfg['stage']['name']} does not read")
         if "learnable_temperature" in loss:
             raise ValueError(f"{place}.loss.learnable_temperature: all sources share it, set loss.learnable_temperature")

@@ -77,6 +77,7 @@ def test_losses_of_sources_need_batches_of_one_source_and_a_stage_that_has_a_los
         composed(with_loss, "data.batches=mixed")
     with pytest.raises(ValueError, match=r"^data\.sources\.a has loss or group_size, which stage=retromae does not read$"):
         composed(with_loss, stage="retromae")
+    config.compose(["stage=check", "data=mixture", with_loss])
     with pytest.raises(ValueError, match=r"^data\.sources is missing: add data\.sources=VALUE, a mapping"):
         composed()
 
