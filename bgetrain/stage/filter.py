@@ -198,15 +198,17 @@ def missing(job: Job) -> list[int]:
     """The parts that have no counts yet.
 
     Raises:
-        ValueError: there are counts of another division into parts.
+        ValueError: there are counts of other rows, or made by other rules.
     """
     left = []
     for part in range(job.parts()):
         path = job.file("counts", part, "json")
         if not path.exists():
             left.append(part)
-        elif json.loads(path.read_text("utf8"))["rows"] != len(job.places(part)):
-            raise ValueError(f"{path} is of a run with another filter.rows_per_part or other rows: start anew with resume=never")
+            continue
+        known = json.loads(path.read_text("utf8"))
+        if known["rules"] != job.rules._asdict() or known["counts"]["rows"] != len(job.places(part)):
+            raise ValueError(f"{path} is of a run with other keys of `filter` or other rows: start anew with resume=never")
     return left
 
 
@@ -229,7 +231,8 @@ def one_part(job: Job, part: int, embedder: Embed, pool: filtering.Pool | None, 
             if lines:
                 saved(job.file(kind, part, "jsonl"), "".join(lines))
     sources = [job.name] * len(places) if job.name else files_of(job.rows, places)
-    saved(job.file("counts", part, "json"), json.dumps(tally.counted(owners, similarity, rank, why, sources)))
+    counts = tally.counted(owners, similarity, rank, why, sources)
+    saved(job.file("counts", part, "json"), json.dumps({"rules": job.rules._asdict(), "counts": counts}))
 
 
 def saved(path: Path, text: str) -> None:
@@ -287,5 +290,5 @@ def added(job: Job) -> dict[str, Any]:
     """The counts of all parts of a source."""
     total: dict[str, Any] = {}
     for part in range(job.parts()):
-        total = tally.plus(total, json.loads(job.file("counts", part, "json").read_text("utf8")))
+        total = tally.plus(total, json.loads(job.file("counts", part, "json").read_text("utf8"))["counts"])
     return total
