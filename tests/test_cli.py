@@ -75,7 +75,7 @@ def test_cfg_job_prints_the_composed_config(capsys):
 @pytest.mark.parametrize(
     ("typed", "expected"),
     [
-        ("stage=f", {"stage=finetune"}),
+        ("stage=f", {"stage=filter", "stage=finetune"}),
         ("stage=finetune optim.l", {"optim.lr="}),
         ("stage=finetune data=j", {"data=jsonl"}),
         ("stage=finetune engine=", {f"engine=zero{stage}" for stage in range(4)}),

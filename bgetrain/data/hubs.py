@@ -1,5 +1,6 @@
 """Data sets of the Hugging Face hub, and local copies of them."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -67,14 +68,15 @@ def downloaded(origin: dict[str, Any]) -> Path:
 
 
 def named(folder: Path, files: str) -> Any:
-    """What is in the files of a folder that a pattern names.
+    """What is in the files of a folder that a pattern names, a `*` standing for folders as well, as the hub takes it.
 
     Raises:
         ValueError: there is none.
     """
     import datasets
 
-    found = sorted(str(path) for path in folder.glob(files) if path.is_file())
+    inside = (path for path in folder.rglob("*") if path.is_file())
+    found = sorted(str(path) for path in inside if fnmatch(path.relative_to(folder).as_posix(), files))
     if not found:
         raise ValueError(f"data.files={files} names no file of it")
     if all(path.endswith(READ_HERE) for path in found):

@@ -206,7 +206,7 @@ def test_a_format_of_datasets_alone_is_read_through_it(tmp_path, monkeypatch):
     assert read.notes[1].startswith("  left out 1 bad rows of 3 (1 no_query)")
     (tmp_path / "set" / "train.csv").write_bytes(b"query,pos\nq0,p0\n\xff,p1,2,3\n")
     with pytest.raises(ValueError, match=r"^data\.path=.*set: this folder cannot be read as a data set: ") as error:
-        rows.hub(str(tmp_path / "set"), **{**MORE, "config": None, "files": None}).rows()
+        rows.hub(str(tmp_path / "set"), **{**MORE, "config": None, "revision": None, "files": None}).rows()
     assert "\n" not in str(error.value)
 
 
