@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return answer(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return interrupted("interrupted: nothing was lost, the same command starts again")
+        return interrupted("interrupted: what is done is kept, the same command goes on")
     except BrokenPipeError:  # `bgetrain --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return CRASH

@@ -116,7 +116,7 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
     selection.check_fit(cfg, parsed)
     unset = [key for key, value in flatten(cfg) if value == "???"]
     if unset and not missing:
-        raise ValueError(f"{unset[0]} is missing: add {unset[0]}=VALUE{hint(cfg, unset[0])}")
+        raise ValueError(f"{unset[0]} is missing: add {unset[0]}=VALUE{hint(cfg, unset[0], parsed)}")
     check(cfg)
     return cfg
 
@@ -188,18 +188,21 @@ def check(cfg: DictConfig) -> None:
     rules.across(whole)
 
 
-def hint(cfg: DictConfig, key: str) -> str:
+def hint(cfg: DictConfig, key: str, parsed: Sequence[Override]) -> str:
     """What a missing key is: its kind, and what its option's YAML says first."""
     group, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, group) or {}
     function = signature(node["_target_"]) if node.get("_target_") else None
     kind = fault(object(), function.parameters.get(name)) if function else None
-    texts = [path.read_text("utf8") for path in sorted((CONF / group.partition(".")[0]).glob("*.yaml"))]
-    options = [(text, found) for text in texts if (found := yaml.safe_load(text)).get(name) == "???"]
-    # several options may share a function: the one that was chosen agrees with the node in most
-    options = [each for each in options if each[1].get("_target_") == node.get("_target_")]
-    options.sort(key=lambda each: sum(key in node and node[key] == value for key, value in each[1].items()), reverse=True)
-    heads = [text.splitlines()[0].removeprefix("# ") for text, _ in options]
+    chosen = {each.key_or_group: each.value() for each in parsed if selection.is_selection(each)}
+    texts = {path.stem: path.read_text("utf8") for path in sorted((CONF / group.partition(".")[0]).glob("*.yaml"))}
+    known = {option: yaml.safe_load(text) for option, text in texts.items()}
+    options = [each for each in known if known[each].get("_target_") == node.get("_target_") and known[each].get(name) == "???"]
+    # several options may share a function: without a name the one that was meant agrees with the node in most
+    options.sort(
+        key=lambda each: (each == chosen.get(group), sum(node.get(k) == v for k, v in known[each].items())), reverse=True
+    )
+    heads = [texts[option].splitlines()[0].removeprefix("# ") for option in options]
     return "".join(f", {text}" for text in (kind,) if text) + "".join(f" ({text.rstrip('.')})" for text in heads[:1])
 
 

@@ -112,6 +112,7 @@ MISTAKES = [
     ("stage=finetune data=jsonl data.files=a.jsonl", "data.files must be a list such as [a, b], got 'a.jsonl'"),
     ("stage=evaluate", "data.path is missing: add data.path=VALUE, text (A folder in BEIR layout"),
     ("stage=mine mine.first=5 mine.last=3", "mine.first=5 must be below mine.last=3"),
+    ("stage=mine mine.min_score=0.5 mine.max_score=0.5", "mine.min_score=0.5 must be below mine.max_score=0.5"),
     ("stage=finetune optim.lr=${foo}", "optim.lr: Interpolation key 'foo' not found"),
     # grammar
     ("finetune", "cannot read 'finetune': write key=value; did you mean stage=finetune?"),

@@ -13,7 +13,7 @@ from bgetrain.data.passages import distinct, in_blocks
 from bgetrain.data.paths import checked_corpus, corpus_files, folder_files, named_files, saved_files
 from bgetrain.data.records import Reading
 from bgetrain.data.store import Store
-from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt, Retrieval, Row, Source
+from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt, Retrieval, Row, Rows, Source
 
 FORMAT = 4  # of the cache; a change makes old ones unused
 
@@ -254,3 +254,12 @@ def as_retrieval(rows: ArrowRows) -> Retrieval:
             queries.append(row.query)
             prompts.append(row.prompt)
     return Retrieval(passages, query_ids, queries, prompts, qrels, negatives=negatives, notes=rows.notes)
+
+
+def files_of(rows: Rows, places: Sequence[int]) -> list[str]:
+    """The file of each row; the rows of a file stand together, so that few are asked for."""
+    ends = [where.rpartition(", row ")[0] or where.rpartition(":")[0] for where in map(rows.where, (places[0], places[-1]))]
+    if ends[0] == ends[1]:
+        return [ends[0]] * len(places)
+    middle = len(places) // 2
+    return files_of(rows, places[:middle]) + files_of(rows, places[middle:])

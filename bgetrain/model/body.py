@@ -249,7 +249,8 @@ def pooling_of(path: str) -> str:
     Raises:
         ValueError: a pooling that bgetrain does not have, or a file that cannot be reached.
     """
-    file = pooling_file(path)
+    check_modules(path)
+    file = file_of(path, "1_Pooling/config.json")
     if not file:
         return "cls"
     config = json.loads(file.read_text("utf8"))
@@ -264,12 +265,28 @@ def pooling_of(path: str) -> str:
     return names[mode]
 
 
-def pooling_file(path: str) -> Path | None:
-    """Where `1_Pooling/config.json` of a folder or hub id lies on this machine; None where it has none."""
+def check_modules(path: str) -> None:
+    """Holds what sentence-transformers would run after the encoder against what bgetrain runs.
+
+    Raises:
+        ValueError: `modules.json` lists another module than Transformer, Pooling and Normalize.
+    """
+    file = file_of(path, "modules.json")
+    listed = json.loads(file.read_text("utf8")) if file else []
+    others = [each["type"].rpartition(".")[2] for each in listed]
+    others = [name for name in others if name not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        raise ValueError(
+            f"{file}: has a module {others[0]}, which bgetrain does not run: take a model of Transformer, Pooling and Normalize, "
+            "or set model.pooling to use its encoder alone"
+        )
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """Where a file of a folder or hub id lies on this machine; None where it has none."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    name = "1_Pooling/config.json"
     if Path(path).is_dir():
         return Path(path, name) if Path(path, name).is_file() else None
     try:

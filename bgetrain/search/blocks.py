@@ -1,12 +1,11 @@
 """What each rank finds for a block of queries, merged where the queries belong."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
-from bgetrain.distributed import gather_to, share, sum_over_ranks
+from bgetrain.distributed import gather_to, share
 from bgetrain.search.shards import Embeddings, spread
 from bgetrain.types import World
 
@@ -74,36 +73,3 @@ def first_of(scores: np.ndarray, places: np.ndarray, k: int) -> tuple[np.ndarray
 def cut(rows: range, size: int) -> Iterator[range]:
     for start in range(rows.start, rows.stop, size):
         yield range(start, min(start + size, rows.stop))
-
-
-def scores_of(
-    queries: Embeddings, passages: Embeddings, places: Sequence[np.ndarray], query_block: int, world: World
-) -> list[np.ndarray]:
-    """Scores of given passages, such as each query's positives, which need not be among the best.
-
-    Args:
-        queries: fp32 [Q, D].
-        passages: fp32 [C, D].
-        places: of each of the Q queries int64 [p], positions in the corpus; the same on every rank.
-        query_block: queries that all ranks work on at a time.
-        world: all ranks.
-
-    Returns:
-        Of each query of this rank's share, as `search` shares them out, fp32 [p].
-    """
-    own = share(queries.total, world)
-    found: list[np.ndarray] = []
-    for block in cut(range(queries.total), query_block):
-        vectors = spread(queries, block, world)
-        sizes = [len(places[number]) for number in block]
-        flat_places = np.concatenate([np.asarray(places[number], np.int64) for number in block])
-        rows = np.repeat(np.arange(len(block)), sizes)
-        here = np.flatnonzero((flat_places >= passages.part.start) & (flat_places < passages.part.stop))
-        scores = np.zeros(len(rows), np.float32)
-        for few in cut(range(len(here)), query_block):
-            at = here[few.start : few.stop]
-            scores[at] = np.einsum("nd,nd->n", vectors[rows[at]], passages.take(flat_places[at]))
-        summed = sum_over_ranks(torch.from_numpy(scores), world).numpy()  # one rank has each; the others' zeros change nothing
-        each = np.split(summed, np.cumsum(sizes)[:-1])
-        found += [each[number - block.start] for number in block if number in own]
-    return found

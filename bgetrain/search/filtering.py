@@ -12,6 +12,7 @@ import torch
 
 from bgetrain.types import PositiveInt, Row
 
+ROUNDING = 1e-6  # of a cosine of fp32 unit rows, added up in another order: what is nearer by less is a tie
 DIGITS = 4  # of a similarity as it is compared and written: rounding in another order of addition is 1e-7, in bf16 1e-3
 BLOCK = 4096  # queries scored together: with a shard of 8,192 passages 130 MB
 
@@ -110,7 +111,8 @@ def ranks(
 ) -> np.ndarray:
     """The rank of each positive among the pool for its query: 1 and the distinct passages that are nearer to the query.
 
-    A passage of the pool that is a positive of the query is not held against it. An equal score is no nearer.
+    A passage of the pool that is a positive of the query is not held against it. A score that is
+    equal, but for rounding, is no nearer.
 
     Args:
         queries: fp32 [N, D], unit rows.
@@ -141,7 +143,7 @@ def ranks(
             begin, end = np.searchsorted(owners, [start, start + len(scores)])
             places = torch.from_numpy(owners[begin:end] - start).to(device)
             found = torch.from_numpy(np.einsum("md,md->m", queries[owners[begin:end]], passages[begin:end])).to(device)
-            nearer[begin:end] += (scores[places] > found[:, None]).sum(1).cpu().numpy()
+            nearer[begin:end] += (scores[places] > found[:, None] + ROUNDING).sum(1).cpu().numpy()
         first += len(shard)
     return nearer + 1
 

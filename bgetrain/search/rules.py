@@ -20,6 +20,8 @@ REASONS = (
     "near_duplicate",
 )
 
+ROUNDING = 1e-6  # of a score of fp32 unit rows; a cross-encoder's are the same numbers either way
+
 
 class Rules(NamedTuple):
     """What `rules` was given, checked."""
@@ -59,7 +61,7 @@ def rules(
     rescore_batch: PositiveInt,
     write_scores: bool,
 ) -> Rules:
-    """Holds the keys of `mine` against each other.
+    """The keys of `mine` as one value; `bgetrain.rules` holds them against each other.
 
     Scores are those of the model, or of the cross-encoder where there is one. The margins compare with the lowest score
     of the query's positives, wherever these are ranked: a negative is below each of them, as in sentence-transformers 6
@@ -83,14 +85,7 @@ def rules(
         rescore: folder or hub id of a sentence-transformers CrossEncoder which scores the window and the positives.
         rescore_batch: pairs that it scores at once.
         write_scores: writes `pos_scores` and `neg_scores`; a cross-encoder's are always written.
-
-    Raises:
-        ValueError: first is not below last, or min_score not below max_score.
     """
-    if first >= last:
-        raise ValueError(f"first={first} must be below last={last}: the window takes ranks first to last - 1")
-    if max_score is not None and min_score is not None and min_score >= max_score:
-        raise ValueError(f"min_score={min_score} must be below max_score={max_score}: nothing would be left")
     scores = (max_score, min_score, absolute_margin, relative_margin, near_duplicate)
     drawing = (first, last, number, sampling, temperature)
     return Rules(*drawing, *scores, fill, keep_negatives, rescore, rescore_batch, write_scores)
@@ -108,6 +103,7 @@ def dropped_by_score(scores: np.ndarray, lowest: np.ndarray, given: Rules) -> di
         Reason -> bool [Q, K], for the rules that are on.
     """
     found = {}
+    lowest = lowest + ROUNDING  # the window's scores are sums in another order than the positives'
     if given.max_score is not None:
         found["max_score"] = scores > given.max_score
     if given.min_score is not None:

@@ -5,6 +5,7 @@ that its files do not depend on how many ranks there are, and is done when its c
 stopped goes on with the parts that are not.
 """
 
+import hashlib
 import json
 import shutil
 import time
@@ -18,6 +19,7 @@ from bgetrain import distributed
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.groups import keys
 from bgetrain.data.order import hashed
+from bgetrain.data.rows import files_of
 from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
@@ -42,6 +44,7 @@ class Job(NamedTuple):
         rules: when a pair is kept.
         seed: of the pool.
         folder: output_dir.
+        made_by: names the rules, the model and the lengths.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Job(NamedTuple):
     rules: filtering.Rules
     seed: int
     folder: Path
+    made_by: str = ""
 
     def parts(self) -> int:
         """Parts in all."""
@@ -96,7 +100,10 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     jobs, body = build.all_of(
         lambda: build.first(world, lambda: opened(cfg, rules, source)), lambda: build.body(cfg, source, world, masked_lm=False)
     )
-    embedder = on_one_rank(cfg, body, world)
+    used = embed.encoder(cfg, body, world)
+    model = distributed.from_first(embed.model_key(cfg, body, used, world) if world.rank == 0 else "", world)
+    embedder = on_one_rank(used, body.tokenizer)
+    jobs = [job._replace(made_by=made_by(job, model)) for job in jobs]
     for job in jobs:
         build.tell(job.rows, world)
         one_source(job, embedder, world)
@@ -162,12 +169,17 @@ def opened(cfg: Mapping[str, Any], rules: filtering.Rules, source: Source) -> li
     return jobs
 
 
-def on_one_rank(cfg: Mapping[str, Any], body: Any, world: World) -> Embed:
+def made_by(job: Job, model: str) -> str:
+    """A name for all that decides what becomes of a row."""
+    facts = [job.rules._asdict(), model, job.source.query_max_len, job.source.passage_max_len, job.seed]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def on_one_rank(used: encode.Encoder, tokenizer: Any) -> Embed:
     """A function that embeds on the rank that calls it, without the others; it refuses what is not finite."""
-    used = embed.encoder(cfg, body, world)
 
     def embedded(texts: Sequence[str], max_len: int) -> np.ndarray:
-        rows = encode.embed(used, tokens.tokenize(body.tokenizer, texts, max_len)).float().cpu().numpy()
+        rows = encode.embed(used, tokens.tokenize(tokenizer, texts, max_len)).float().cpu().numpy()
         bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if len(bad):
             raise ValueError(f"{len(bad)} of {len(rows)} embeddings are not finite, the first that of {texts[bad[0]][:60]!r}")
@@ -207,8 +219,8 @@ def missing(job: Job) -> list[int]:
             left.append(part)
             continue
         known = json.loads(path.read_text("utf8"))
-        if known["rules"] != job.rules._asdict() or known["counts"]["rows"] != len(job.places(part)):
-            raise ValueError(f"{path} is of a run with other keys of `filter` or other rows: start anew with resume=never")
+        if known["made_by"] != job.made_by or known["counts"]["rows"] != len(job.places(part)):
+            raise ValueError(f"{path} is of another model, other keys of `filter` or other rows: start anew with resume=never")
     return left
 
 
@@ -232,21 +244,12 @@ def one_part(job: Job, part: int, embedder: Embed, pool: filtering.Pool | None, 
                 saved(job.file(kind, part, "jsonl"), "".join(lines))
     sources = [job.name] * len(places) if job.name else files_of(job.rows, places)
     counts = tally.counted(owners, similarity, rank, why, sources)
-    saved(job.file("counts", part, "json"), json.dumps({"rules": job.rules._asdict(), "counts": counts}))
+    saved(job.file("counts", part, "json"), json.dumps({"made_by": job.made_by, "counts": counts}))
 
 
 def saved(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, text)
-
-
-def files_of(rows: Rows, places: Sequence[int]) -> list[str]:
-    """The file of each row; the rows of a file stand together, so that few are asked for."""
-    ends = [where.rpartition(", row ")[0] or where.rpartition(":")[0] for where in map(rows.where, (places[0], places[-1]))]
-    if ends[0] == ends[1]:
-        return [ends[0]] * len(places)
-    middle = len(places) // 2
-    return files_of(rows, places[:middle]) + files_of(rows, places[middle:])
 
 
 def pool_of(job: Job, embedder: Embed, world: World) -> filtering.Pool:
@@ -259,17 +262,19 @@ def pool_of(job: Job, embedder: Embed, world: World) -> filtering.Pool:
     drawn = filtering.spread(len(job.rows), count, hashed(job.seed, POOL, np.arange(count)))
     shards = range(-(-count // SHARD))
     for shard in shards[world.rank :: world.size]:
-        if not job.file("pool", shard, "keys.npy").exists():
+        if not job.file(f"pool/{job.made_by}", shard, "keys.npy").exists():
             rows = drawn[shard * SHARD : (shard + 1) * SHARD].tolist()
             chosen = hashed(job.seed, PASSAGE, np.array(rows)).tolist()
             taken = zip(job.rows.take(rows), chosen, strict=True)
             texts = [row.positives[number % len(row.positives)] for row, number in taken]
             instructed = [job.rules.passage_instruction + text for text in texts]
-            save_array(job.file("pool", shard, "npy"), embedder(instructed, job.source.passage_max_len))
-            save_array(job.file("pool", shard, "keys.npy"), keys(texts).numpy())
+            save_array(job.file(f"pool/{job.made_by}", shard, "npy"), embedder(instructed, job.source.passage_max_len))
+            save_array(job.file(f"pool/{job.made_by}", shard, "keys.npy"), keys(texts).numpy())
     distributed.barrier(world)
-    embeddings = [np.load(job.file("pool", shard, "npy"), mmap_mode="r") for shard in shards]
-    pool = filtering.pooled(embeddings, np.concatenate([np.load(job.file("pool", shard, "keys.npy")) for shard in shards]))
+    embeddings = [np.load(job.file(f"pool/{job.made_by}", shard, "npy"), mmap_mode="r") for shard in shards]
+    pool = filtering.pooled(
+        embeddings, np.concatenate([np.load(job.file(f"pool/{job.made_by}", shard, "keys.npy")) for shard in shards])
+    )
     if job.rules.top_k is not None and len(pool.keys) <= job.rules.top_k:
         raise ValueError(
             f"filter.top_k={job.rules.top_k} of a pool of {len(pool.keys)} different passages keeps every pair: "

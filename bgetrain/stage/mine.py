@@ -47,6 +47,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     began = time.perf_counter()
     rules: Rules = call(cfg["mine"])
     source = build.source(cfg, world)
+    if source.mix:
+        raise ValueError("stage=mine takes one source: mine each of a mixture by itself, and mix what comes out")
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=jsonl, data=beir or data=pydocs")
     retrieval, body, judge = build.all_of(
         lambda: build.first(world, lambda: open_set(source.split)),
@@ -73,6 +75,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     if world.rank > 0:
         return {}
     audit = auditing.merge((path.read_text("utf8") for path in sorted(parts.glob("*.json"))), cfg["seed"])
+    if not audit.counts["negatives"]:
+        raise ValueError(nothing_mined(auditing.figures(audit)["audit"]["dropped_ratio"]))
     path = Path(cfg["output_dir"]) / "train.jsonl"
     join(sorted(parts.glob("*.jsonl")), path)
     shutil.rmtree(parts)
@@ -80,6 +84,14 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     show(cfg, rules, audit, figures)
     log(0, {name: figures[name] for name in ("rows", "negatives_per_row", "rows_short_of_negatives")})
     return {**figures, "seconds": time.perf_counter() - began}
+
+
+def nothing_mined(dropped: Mapping[str, float]) -> str:
+    """Says why no query has a negative."""
+    if not dropped:
+        return "mine: the windows hold no passage to draw from: set mine.first lower or mine.last higher"
+    rule, ratio = max(dropped.items(), key=lambda each: each[1])
+    return f"mine: no query has a negative left; {rule} drops {ratio:.0%} of the candidates: relax it"
 
 
 def judge_of(cfg: build.Config, rules: Rules, world: World) -> Callable[[Sequence[tuple[str, str]]], np.ndarray] | None:

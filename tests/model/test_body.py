@@ -226,3 +226,16 @@ def test_a_built_bert_takes_a_tokenizer_that_is_there(model_folder):
 def test_heads_that_do_not_divide_the_width_are_refused():
     with pytest.raises(ValueError, match=r"^model\.hidden_size=32 must be a multiple of model\.num_heads=5$"):
         build(num_heads=5)
+
+
+def test_a_folder_with_a_module_that_is_not_run_is_refused_and_its_encoder_can_be_had(model_folder, tmp_path):
+    """sentence-transformers would put the embeddings through the Dense module; leaving it out gives others."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Dense, Pooling, Transformer
+
+    encoder = Transformer(str(model_folder))
+    SentenceTransformer(modules=[encoder, Pooling(32), Dense(32, 16)]).save(str(tmp_path / "dense"))
+    SentenceTransformer(modules=[encoder, Pooling(32, pooling_mode="mean")]).save(str(tmp_path / "plain"))
+    with pytest.raises(ValueError, match=r"modules\.json: has a module Dense, which bgetrain does not run"):
+        body.pooling_of(str(tmp_path / "dense"))
+    assert body.pooling_of(str(tmp_path / "plain")) == "mean"

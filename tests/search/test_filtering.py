@@ -43,11 +43,15 @@ def test_ranks_equal_a_slow_count_over_shards_with_repeats_and_own_positives():
         assert found[pair] == 1 + (scores > passages[pair].astype(np.float64) @ queries[owner]).sum()
 
 
-def test_an_equal_score_is_no_nearer():
-    unit = np.eye(2, dtype=np.float32)
-    pool = filtering.pooled([unit[[0, 1]]], np.array([8, 9]))  # the first is the positive's vector under another text
-    found = filtering.ranks(unit[[0]], unit[[0]], np.array([0]), np.array([7]), pool, torch.device("cpu"))
-    assert found.tolist() == [1]
+def test_an_equal_score_is_no_nearer_however_it_was_added_up():
+    """200 positives whose vectors stand in the pool under another text, as texts do that are cut at the same tokens."""
+    rows = np.random.default_rng(2).normal(size=(400, 384)).astype(np.float32)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    queries, passages = unit[:200], unit[200:]
+    pool = filtering.pooled([passages], np.arange(200))
+    found = filtering.ranks(queries, passages, np.arange(200), np.arange(1000, 1200), pool, torch.device("cpu"))
+    exact = passages.astype(np.float64) @ queries.astype(np.float64).T  # [passage, query]
+    assert found.tolist() == [1 + int((exact[:, query] > exact[query, query] + 1e-9).sum()) for query in range(200)]
 
 
 def test_summed_counts_tell_quantiles_and_shares_to_a_bin():
