@@ -99,9 +99,9 @@ def ours(options: argparse.Namespace, task: str, ready: Any) -> None:
     from bgetrain.search.rescore import model_score
     from bgetrain.search.shards import held
     from bgetrain.selection import CONF
+    from bgetrain.sources import Retrieval
     from bgetrain.stage import mine as stage
     from bgetrain.target import call
-    from bgetrain.types import Retrieval
 
     world = distributed.start(0, 1, 0, 1, 1.0)
     import torch

@@ -7,7 +7,7 @@ import numpy as np
 
 from bgetrain.data.groups import Feed
 from bgetrain.data.tokenize import tokenize
-from bgetrain.types import Row, Rows
+from bgetrain.sources import Row, Rows
 
 BLOCK = 4096  # rows measured at a time
 

@@ -20,7 +20,8 @@ from bgetrain.data.check_report import source_report
 from bgetrain.data.check_scan import Job, scan
 from bgetrain.data.check_tally import Tally
 from bgetrain.data.workers import in_parallel
-from bgetrain.types import NonNegativeInt, PositiveInt, Ratio, Source
+from bgetrain.sources import Source
+from bgetrain.types import NonNegativeInt, PositiveInt, Ratio
 
 Track = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 

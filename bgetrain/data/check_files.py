@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from bgetrain.data.files import COMPRESSIONS
-from bgetrain.types import Source
+from bgetrain.sources import Source
 
 HEAD = 1 << 20  # bytes of a file from which its rows are estimated
 PACKED = 4.0  # text to what it takes compressed, about

@@ -9,7 +9,7 @@ import numpy as np
 from bgetrain.data.check_kinds import KINDS, kind_of
 from bgetrain.data.check_places import Detail, First, Places
 from bgetrain.data.check_tally import Lengths, Tally
-from bgetrain.types import Source
+from bgetrain.sources import Source
 
 BARS = 40  # of a histogram
 SEVERITIES = ("unusable", "harmful", "notice")

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 REPLACEMENT = "\ufffd"
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # C0 and C1 but tab, line feed and carriage return

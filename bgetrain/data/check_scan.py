@@ -11,7 +11,7 @@ from bgetrain.data.check_duplicates import Spill
 from bgetrain.data.check_leakage import Known
 from bgetrain.data.check_places import LINES, Places
 from bgetrain.data.check_tally import Tally
-from bgetrain.types import Fault, Found, Row, Source
+from bgetrain.sources import Fault, Found, Row, Source
 
 BLOCK = 256  # rows tokenised and looked up at a time
 SEEN_BY_GUESS = 2000  # characters of a text whose language is guessed

@@ -9,7 +9,7 @@ from typing import Any
 from bgetrain.data.files import RowError
 from bgetrain.data.passages import open_passages
 from bgetrain.data.records import Judged
-from bgetrain.types import Passages
+from bgetrain.sources import Passages
 
 ROWS = 1024  # whose ids are looked up together
 SIDES = (("pos", "passage"), ("neg", "negative"))

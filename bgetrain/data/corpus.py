@@ -13,7 +13,8 @@ from bgetrain.data.files import either, existing, lines, numbered
 from bgetrain.data.passages import ArrowPassages, identity, in_blocks, read_passages
 from bgetrain.data.pydocs import harvest
 from bgetrain.data.records import Reading
-from bgetrain.types import MissingNegatives, PositiveInt, Retrieval, Row, Source, Texts
+from bgetrain.sources import Retrieval, Row, Source, Texts
+from bgetrain.types import MissingNegatives, PositiveInt
 
 
 def beir(

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bgetrain.types import Fault
+from bgetrain.sources import Fault
 
 HALF = re.compile("[\ud800-\udfff]")  # no tokenizer and no UTF-8 file takes these
 UNREADABLE = "unreadable"  # the kind of what ends a file before its end: rows behind it are lost, however many

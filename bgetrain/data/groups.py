@@ -11,7 +11,8 @@ from torch import Tensor
 from bgetrain.data.order import hashed
 from bgetrain.data.plan import Draw, Plan
 from bgetrain.data.tokenize import tokenize_each
-from bgetrain.types import GroupBatch, Ragged, Row, Rows, TextKeys
+from bgetrain.sources import Row, Rows
+from bgetrain.types import GroupBatch, Ragged, TextKeys
 
 POSITIVE, NEGATIVE, STRANGER = 1, 2, 3  # keep the draws of one row apart
 

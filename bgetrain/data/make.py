@@ -18,7 +18,7 @@ from bgetrain.data.corpora import opened, with_passages
 from bgetrain.data.files import UNREADABLE, RowError
 from bgetrain.data.pieces import PIECE_BYTES, Piece, lines_between, part_of, pieces, read, with_lines_before
 from bgetrain.data.records import Judged, Reading, Record, record
-from bgetrain.types import Fault, Found, Row
+from bgetrain.sources import Fault, Found, Row
 
 MOST_FILES = 256  # of one cache: each stays open
 MOST_PROCESSES = 32  # more wait for the disk, and each holds some 300 MB of libraries

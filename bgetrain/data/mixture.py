@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 from bgetrain.data.flags import flagembedding_files
 from bgetrain.data.plan import Plan, Stream
 from bgetrain.data.rows import jsonl
+from bgetrain.sources import Mix, Part, Source, Texts
 from bgetrain.target import call
-from bgetrain.types import MissingNegatives, Mix, NonNegativeFloat, OnBadRow, Part, PositiveFloat, PositiveInt, Source, Texts
+from bgetrain.types import MissingNegatives, NonNegativeFloat, OnBadRow, PositiveFloat, PositiveInt
 
 # keys of a part that say how it is trained on; the others are its source's
 OWN = ("weight", "epochs", "steps", "global_batch", "group_size", "loss", "symmetric")
@@ -125,7 +126,7 @@ def part(
     symmetric: bool = False,
     **source: Any,
 ) -> Part:
-    """One source of a mixture; see `types.Part`.
+    """One source of a mixture; see `sources.Part`.
 
     Raises:
         ValueError: the source cannot be opened; names the part.

@@ -9,7 +9,7 @@ import numpy as np
 
 from bgetrain.data.arrow import beside, cached
 from bgetrain.data.files import COMPRESSIONS, Line, lines, parquet
-from bgetrain.types import Rows
+from bgetrain.sources import Rows
 
 NAMES = ("_id", "docid")  # of a passage: BEIR's and Tevatron's
 BLOCK = 16_384  # names or rows that are in memory at a time

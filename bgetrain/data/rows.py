@@ -13,7 +13,8 @@ from bgetrain.data.passages import distinct, in_blocks
 from bgetrain.data.paths import checked_corpus, corpus_files, folder_files, named_files, saved_files
 from bgetrain.data.records import Reading
 from bgetrain.data.store import Store
-from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt, Retrieval, Row, Rows, Source
+from bgetrain.sources import Retrieval, Row, Rows, Source
+from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt
 
 FORMAT = 4  # of the cache; a change makes old ones unused
 

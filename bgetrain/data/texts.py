@@ -8,7 +8,8 @@ import torch
 
 from bgetrain.data.plan import Plan
 from bgetrain.data.tokenize import tokenize_words
-from bgetrain.types import Ragged, TextBatch, Texts
+from bgetrain.sources import Texts
+from bgetrain.types import Ragged, TextBatch
 
 
 class TextFeed(NamedTuple):

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bgetrain.types import PositiveInt, Row
+from bgetrain.sources import Row
+from bgetrain.types import PositiveInt
 
 ROUNDING = 1e-6  # of a cosine of fp32 unit rows, added up in another order: what is nearer by less is a tie
 DIGITS = 4  # of a similarity as it is compared and written: rounding in another order of addition is 1e-7, in bf16 1e-3

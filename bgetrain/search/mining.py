@@ -12,7 +12,8 @@ from bgetrain.search.blocks import Ranked
 from bgetrain.search.negatives import Asked, random_places, select
 from bgetrain.search.rescore import Score, texts_at
 from bgetrain.search.rules import Rules
-from bgetrain.types import Retrieval, World
+from bgetrain.sources import Retrieval
+from bgetrain.types import World
 
 FILL = 4  # passages drawn at random for each that is missing: the rules drop some of them
 DIGITS = 6  # of a score that is written

@@ -8,7 +8,8 @@ import torch
 
 from bgetrain.distributed import gather_arrays, sum_over_ranks
 from bgetrain.search.shards import Embeddings
-from bgetrain.types import Retrieval, World
+from bgetrain.sources import Retrieval
+from bgetrain.types import World
 
 # numbers of Q queries, places of passages [Q, K] with -1 for none -> fp64 [Q, K]
 Score = Callable[[Sequence[int], np.ndarray], np.ndarray]

@@ -19,8 +19,9 @@ from bgetrain.engine.loop import Counts, fit
 from bgetrain.logger import console
 from bgetrain.model import folder, lora
 from bgetrain.model.body import Body, load_tokenizer
+from bgetrain.sources import Source, Texts
 from bgetrain.target import call
-from bgetrain.types import LossOutput, Source, Texts, World
+from bgetrain.types import LossOutput, World
 
 Config = Mapping[str, Any]
 T = TypeVar("T")

@@ -19,9 +19,10 @@ from bgetrain.search import encode
 from bgetrain.search.blocks import Ranked
 from bgetrain.search.encode import Encoder
 from bgetrain.search.shards import Embeddings
+from bgetrain.sources import Retrieval, Source
 from bgetrain.stage import build
 from bgetrain.target import call
-from bgetrain.types import Ragged, Retrieval, Source, World
+from bgetrain.types import Ragged, World
 
 # keys of a transformers config that say where a model comes from, or what the fingerprint has already
 UNRELATED = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")

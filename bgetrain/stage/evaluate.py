@@ -10,8 +10,9 @@ from bgetrain import distributed
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
+from bgetrain.sources import Retrieval
 from bgetrain.stage import build, embed
-from bgetrain.types import Retrieval, World
+from bgetrain.types import World
 
 DEPTH = 100  # passages ranked for each query: the deepest cut-off of the metrics
 SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")

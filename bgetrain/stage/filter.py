@@ -24,9 +24,10 @@ from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
 from bgetrain.output import write
 from bgetrain.search import encode, filtering, tally
+from bgetrain.sources import Rows, Source
 from bgetrain.stage import build, embed, supply
 from bgetrain.target import call
-from bgetrain.types import Rows, Source, World
+from bgetrain.types import World
 
 POOL, PASSAGE, SAMPLE = 11, 12, 13  # keep the draws apart
 SHARD = 8192  # passages of the pool that one rank embeds together

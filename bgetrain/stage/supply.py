@@ -13,8 +13,9 @@ from bgetrain.data.groups import Feed, check_groups
 from bgetrain.data.plan import Plan
 from bgetrain.data.texts import TextFeed
 from bgetrain.logger import console
+from bgetrain.sources import Mix, Part, Rows, Source, Texts
 from bgetrain.stage import build
-from bgetrain.types import Mix, Part, Rows, Source, Texts, World
+from bgetrain.types import World
 
 T = TypeVar("T")
 

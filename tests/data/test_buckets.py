@@ -6,7 +6,7 @@ import pytest
 from bgetrain.data.buckets import Subset, longest_texts, split
 from bgetrain.data.groups import Feed
 from bgetrain.data.tokenize import train_wordpiece
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 
 class Listed:

@@ -12,7 +12,7 @@ from bgetrain.data.check_places import First, Places
 from bgetrain.data.check_report import bars
 from bgetrain.data.check_rows import estimated_tokens, normalised, row_findings, text_findings
 from bgetrain.data.check_tally import LONGEST, Least, Lengths
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 WORDS = [first + second + third for first in "bdfgklmprst" for second in "aeiou" for third in ("n", "r", "st", "ld")]
 

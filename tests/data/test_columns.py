@@ -7,7 +7,7 @@ import datasets
 import pytest
 
 from bgetrain.data import rows
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 MORE = dict(
     corpus=None, on_bad_row="stop", missing_negatives="random",

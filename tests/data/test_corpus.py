@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from bgetrain.data.corpus import beir
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 LIMITS = dict(query_max_len=32, passage_max_len=64, query_instruction="", missing_negatives="random", split="train")
 CORPUS = [{"_id": "d1", "title": "T", "text": "one"}, {"_id": 2, "text": "two "}, {"_id": "d3", "title": "", "text": ""}]

@@ -15,7 +15,7 @@ import pytest
 
 from bgetrain.data import pieces, rows
 from bgetrain.data.hubs import reached
-from bgetrain.types import Fault, Row
+from bgetrain.sources import Fault, Row
 
 MORE = dict(
     columns={}, labels=None, corpus=None, on_bad_row="stop", missing_negatives="random",

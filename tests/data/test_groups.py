@@ -11,7 +11,7 @@ from bgetrain.data.groups import Feed, check_groups, group, group_batch, keys, s
 from bgetrain.data.order import hashed
 from bgetrain.data.plan import Plan, Stream, single
 from bgetrain.data.tokenize import train_wordpiece
-from bgetrain.types import Row, Source
+from bgetrain.sources import Row, Source
 
 
 def feed(rows, of, group_size=1, *, keyed=False, scored=False, symmetric=False) -> Feed:

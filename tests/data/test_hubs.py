@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from bgetrain.data import rows
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 
 @pytest.fixture(autouse=True)

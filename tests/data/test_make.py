@@ -13,7 +13,7 @@ import pytest
 
 from bgetrain.data import make, pieces, rows, store
 from bgetrain.data.pieces import part_of, pieces_of
-from bgetrain.types import Fault, Found, Row
+from bgetrain.sources import Fault, Found, Row
 
 MORE = dict(
     columns={}, labels=None, corpus=None, missing_negatives="random",

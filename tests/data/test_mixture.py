@@ -5,7 +5,7 @@ import pytest
 
 from bgetrain.data import mixture as mixtures
 from bgetrain.data.mixture import ChainedTexts, Feed, flagembedding, mixture, plan
-from bgetrain.types import Mix, Part, Source
+from bgetrain.sources import Mix, Part, Source
 
 SOURCE = Source("data=test", None, None, None, [], "train", 32, 32, "", "random")
 SIZES = [1000, 200, 40]

@@ -14,8 +14,8 @@ import yaml
 from omegaconf import OmegaConf
 
 from bgetrain import config, selection
+from bgetrain.sources import Row
 from bgetrain.target import call
-from bgetrain.types import Row
 
 # options that name no set: formats, and what reads this machine
 FORMATS = {"beir", "jsonl", "text", "mixture", "pydocs"}

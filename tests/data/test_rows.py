@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from bgetrain.data import rows
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 ROWS_ALONE = dict(columns={}, labels=None, corpus=None, on_bad_row="stop", missing_negatives="random")
 LIMITS = dict(query_max_len=32, passage_max_len=64, query_instruction="find: ", split="train")

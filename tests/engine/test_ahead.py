@@ -13,7 +13,7 @@ from bgetrain.data.groups import Feed, group_batch
 from bgetrain.data.plan import single
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.engine.ahead import ahead
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 
 class Rows:

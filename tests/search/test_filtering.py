@@ -9,7 +9,7 @@ import torch
 
 from bgetrain import config
 from bgetrain.search import filtering, tally
-from bgetrain.types import Row
+from bgetrain.sources import Row
 
 
 def test_places_are_spread_one_from_each_stretch():

@@ -87,9 +87,10 @@ def plain(model: Path, data: Path) -> dict[str, Any]:
     from bgetrain.data.texts import text_batch
     from bgetrain.model.retromae import RetroMAE
     from bgetrain.optim.schedule import linear
+    from bgetrain.sources import Source
     from bgetrain.stage import supply
     from bgetrain.stage.retromae import masked_batch
-    from bgetrain.types import Source, World
+    from bgetrain.types import World
 
     class Listed(list):
         def take(self, indices):
