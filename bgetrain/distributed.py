@@ -3,10 +3,11 @@
 With one rank each function returns at once. Ranks must call them in the same order.
 """
 
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bgetrain.types import World
+
+T = TypeVar("T")
+CALLS = itertools.count()  # of `after_first`, in the same order on every rank
 
 
 def start(rank: int, size: int, local_rank: int, local_size: int, timeout_minutes: float) -> World:
@@ -179,6 +183,23 @@ def from_first(value: Any, world: World) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def after_first(world: World, make: Callable[[], T]) -> T:
+    """Calls `make` on rank 0 and then, when its caches are filled, on the others.
+
+    They wait at the ranks' meeting place and not in a collective: reading a large set may take longer than one may wait.
+    """
+    if world.size == 1:
+        return make()
+    name = f"after_first/{next(CALLS)}"
+    store = dist.distributed_c10d._get_default_store()
+    if world.rank > 0:
+        store.wait([name], timedelta(days=30))
+    made = make()
+    if world.rank == 0:
+        store.set(name, "done")
+    return made
 
 
 def barrier(world: World) -> None:

@@ -48,7 +48,8 @@ PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizer
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file so that it is either whole or as it was."""
+    """Writes a file, and the folders above it, so that it is either whole or as it was."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     beside.write_text(text, "utf8")
     beside.replace(path)

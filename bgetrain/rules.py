@@ -62,6 +62,8 @@ def contrast(cfg: dict[str, Any], loss: dict[str, Any]) -> None:
         raise ValueError(f"batch_tokens={cfg['batch_tokens']} needs length_buckets, e.g. [128,512]: set both or none")
     if cfg["length_buckets"] != sorted(set(cfg["length_buckets"])):
         raise ValueError(f"length_buckets={cfg['length_buckets']} must rise, e.g. [128,512]: they are limits in tokens")
+    if cfg["length_buckets"] and cfg["data"].get("batches") == "mixed":
+        raise ValueError("length_buckets makes batches of rows of one length, and data.batches=mixed of all: choose one of them")
     if cfg["global_batch"] == 1 and alone:
         raise ValueError("global_batch=1 with group_size=1 leaves a query no negative: raise one of them")
     if loss["teacher"] == "none" and loss["contrastive_weight"] == 0:

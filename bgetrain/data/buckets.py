@@ -45,9 +45,11 @@ def longest_texts(feed: Feed, tokenizer: Any, part: range, advance: Callable[[in
     found = [np.zeros(0, np.int32)]
     for start in range(part.start, part.stop, BLOCK):
         taken = feed.rows.take(range(start, min(start + BLOCK, part.stop)))
-        prompts = (feed.query_instruction if row.prompt is None else row.prompt for row in taken)
+        prompts = [feed.query_instruction if row.prompt is None else row.prompt for row in taken]
         queries = [prompt + row.query for prompt, row in zip(prompts, taken, strict=True)]
-        passages = [passage for row in taken for passage in (*row.positives, *row.negatives)]
+        before = [prompt if feed.symmetric else "" for prompt in prompts]
+        listed = zip(before, taken, strict=True)
+        passages = [each + passage for each, row in listed for passage in (*row.positives, *row.negatives)]
         counts = np.array([len(row.positives) + len(row.negatives) for row in taken])
         longest = np.maximum.reduceat(
             tokenize(tokenizer, passages, feed.passage_max_len).lengths.numpy(), counts.cumsum() - counts

@@ -138,6 +138,9 @@ def filled(passages: ArrowPassages) -> np.ndarray:
 class BeirRows:
     """The queries of one split with their relevant passages, which stay on disk.
 
+    Attributes:
+        notes: what the qrels name and the corpus has not.
+
     Raises:
         ValueError: the split has no query with a passage that the corpus holds.
     """
@@ -152,16 +155,21 @@ class BeirRows:
         self.queries: list[str] = []
         self.wheres: list[str] = []
         self.relevant: list[np.ndarray] = []
-        first = 0
+        self.notes: list[str] = []
+        first, left_out = 0, []
         for query_id, (listed, where) in qrels.items():
             part = slice(first, first + len(listed))
             first = part.stop
+            left_out += [f"{where}: {listed_name!r}" for listed_name, has in zip(listed, full[part], strict=True) if not has]
             if full[part].any():
                 self.queries.append(known_query(queries, query_id, where))
                 self.wheres.append(where)
                 self.relevant.append(relevant[part][full[part]])
         if not self.queries:
             raise ValueError(f"{folder}/qrels/{split}.tsv: no query of it has a passage that the corpus holds")
+        if left_out:
+            what = "relevant passages left out, which the corpus lacks or has without text"
+            self.notes.append(f"{folder}/qrels/{split}.tsv: {len(left_out):,} {what}, e.g. of the query of {left_out[0]}")
 
     def __len__(self) -> int:
         return len(self.queries)

@@ -174,16 +174,18 @@ def unpacked(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
 
 def decoded(line: bytes) -> str:
     try:
-        return line.decode("utf8")
+        return line.decode("utf8").removeprefix("\ufeff")  # some editors begin a file with this mark
     except UnicodeDecodeError as error:
         raise RowError("malformed", f"not UTF-8 text: {error.reason}") from error
 
 
 def parsed(text: str) -> Any:
     try:
-        value = json.loads(text)
+        value = json.loads(text.rstrip("\r\n"))
     except json.JSONDecodeError as error:
         raise RowError("malformed", f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists within lists
+        raise RowError("malformed", f"not JSON that can be read: {str(error).partition(';')[0]}") from error
     if "\\ud" in text.lower() and HALF.search(json.dumps(value, ensure_ascii=False)):
         raise RowError("malformed", "holds half a character (an escape from \\ud800 to \\udfff without its other half)")
     return value

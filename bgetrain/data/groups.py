@@ -15,6 +15,7 @@ from bgetrain.sources import Row, Rows
 from bgetrain.types import GroupBatch, Ragged, TextKeys
 
 POSITIVE, NEGATIVE, STRANGER = 1, 2, 3  # keep the draws of one row apart
+FRESH = 10  # attempts to find strangers that differ, before one may come again
 
 
 class Feed(NamedTuple):
@@ -159,13 +160,14 @@ def keys(texts: Sequence[str]) -> Tensor:
 
 
 def strangers(rows: Rows, row: Row, number: int, epoch: int, wanted: int, seed: int) -> list[str]:
-    """Positives of other rows, none of them a positive of this one."""
+    """Positives of other rows, none of them a positive of this one, and none twice while others are found."""
     found: list[str] = []
     attempt = 0
     while len(found) < wanted and attempt < 100:
         others = hashed(seed, STRANGER, epoch, number, attempt * wanted + np.arange(wanted)) % np.uint64(len(rows))
         for other in rows.take(others.astype(np.int64).tolist()):
-            if other.positives[0] not in row.positives and len(found) < wanted:
+            again = attempt < FRESH and other.positives[0] in found
+            if other.positives[0] not in row.positives and not again and len(found) < wanted:
                 found.append(other.positives[0])
         attempt += 1
     if len(found) < wanted:

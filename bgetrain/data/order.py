@@ -55,11 +55,10 @@ class Order:
         num_rows: rows of the source, > 0.
         seed: decides the order.
         batch_over: place -> first and last + 1 of the places of the batch that holds it.
-        longest: no batch has more places.
     """
 
-    def __init__(self, num_rows: int, seed: int, batch_over: Callable[[int], tuple[int, int]], longest: int) -> None:
-        self.num_rows, self.seed, self.batch_over, self.longest = num_rows, seed, batch_over, longest
+    def __init__(self, num_rows: int, seed: int, batch_over: Callable[[int], tuple[int, int]]) -> None:
+        self.num_rows, self.seed, self.batch_over = num_rows, seed, batch_over
         self.exchanges: dict[int, np.ndarray] = {}
 
     def rows(self, places: np.ndarray) -> np.ndarray:
@@ -73,7 +72,7 @@ class Order:
 
     def rows_of(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
         """The rows at `offsets` of one epoch."""
-        if offsets.min(initial=self.num_rows) < 2 * self.longest:  # no exchange reaches further
+        if offsets.min(initial=self.num_rows) < self.reach(epoch):
             moved, there = self.exchange(epoch)
             if len(moved):
                 at = np.minimum(np.searchsorted(moved, offsets), len(moved) - 1)
@@ -83,21 +82,33 @@ class Order:
     def exchange(self, epoch: int) -> np.ndarray:
         """int64 [2, n]: offsets of one epoch, rising, and the offsets whose rows stand there instead.
 
-        It depends on the last rows of the epoch before. These are plain where an epoch has three batches or more; the
-        exchanges of smaller sources are found one after the other from the last seam that is none.
+        It depends on the last rows of the epoch before, which an exchange reaches only where a source is smaller than two
+        batches: such epochs are gone through one after the other, from the last that stands for itself.
         """
         if epoch in self.exchanges:
             return self.exchanges[epoch]
         first = epoch
-        while self.num_rows < 3 * self.longest and self.carried(first) and first - 1 not in self.exchanges:
+        while self.carried(first) and first - 1 not in self.exchanges:
+            if self.reach(first - 1) <= self.num_rows - self.carried(first):
+                break
             first -= 1
         for each in range(first, epoch + 1):
             self.exchanges[each] = self.exchange_after(each)
         self.exchanges = {old: kept for old, kept in self.exchanges.items() if old >= epoch - 1}
         return self.exchanges[epoch]
 
+    def reach(self, epoch: int) -> int:
+        """The offsets of an epoch that its exchange may touch are below this.
+
+        Of the rows carried over, those that stand early are moved, to the first places behind where none of the others is.
+        """
+        count = self.carried(epoch)
+        return self.batch_over(epoch * self.num_rows)[1] - epoch * self.num_rows + count if count else 0
+
     def carried(self, epoch: int) -> int:
         """Rows of the epoch before in the batch in which `epoch` begins."""
+        if epoch <= 0:
+            return 0
         begin = epoch * self.num_rows
         first, last = self.batch_over(begin)
         return 0 if last - first > self.num_rows else begin - first

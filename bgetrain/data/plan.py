@@ -73,10 +73,8 @@ class Plan:
                 f"or batches from one source each"
             )
         self.seeds = [seed if count == 1 else int(hashed(seed, SOURCE, number) >> np.uint64(1)) for number in range(count)]
-        longest = (np.ceil(self.cycle * self.portions).astype(int) + count if mixed else self.batches).tolist()
         self.orders = [
-            Order(stream.rows, self.seeds[number], partial(self.batch_over, number), longest[number])
-            for number, stream in enumerate(streams)
+            Order(stream.rows, self.seeds[number], partial(self.batch_over, number)) for number, stream in enumerate(streams)
         ]
         self.deals: dict[int, np.ndarray] = {}
 
@@ -108,6 +106,12 @@ class Plan:
     def size(self, step: int) -> int:
         """Rows of the global batch of `step`."""
         return self.cycle if self.mixed else int(self.batches[self.visit(step)[0]])
+
+    def most(self, source: int) -> int:
+        """Rows of one step from a source, at the most."""
+        if not self.mixed:
+            return int(self.batches[source])
+        return int(np.ceil(self.cycle * self.portions[source])) + (len(self.streams) - 1 if source == self.largest else 0)
 
     def source(self, step: int) -> int | None:
         """The source that all rows of `step` come from; None where they are mixed."""

@@ -1,6 +1,5 @@
 """What stands in the rows of a source, held against what a row or a text must be: the one place that judges them."""
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +16,8 @@ from bgetrain.data.columns import (
 )
 from bgetrain.data.files import RowError, no_object
 from bgetrain.types import Column
+
+LARGEST = 1e300  # of a score; whole numbers of JSON may be beyond what a float holds
 
 Record = dict[str, Any]
 
@@ -159,7 +160,7 @@ def scores(row: Any, theirs: Column, count: int, of: Column) -> list[float] | No
         return None
     if not isinstance(values, list) or any(isinstance(each, bool) or not isinstance(each, int | float) for each in values):
         raise RowError("bad_scores", f"{named(theirs)} must be a list of numbers, got {brief(values)}")
-    if not all(map(math.isfinite, values)):
+    if not all(abs(each) < LARGEST for each in values):
         raise RowError("bad_scores", f"{named(theirs)} must hold finite numbers, got {brief(values)}")
     if len(values) != count:
         what = f"{len(values)} scores for the {count} passages of {named(of)}"

@@ -27,19 +27,9 @@ Config = Mapping[str, Any]
 T = TypeVar("T")
 
 
-def first(world: World, make: Callable[[], T]) -> T:
-    """Calls `make` on rank 0 and then, when its caches are filled, on the others."""
-    if world.rank > 0:
-        distributed.barrier(world)
-    made = make()
-    if world.rank == 0:
-        distributed.barrier(world)
-    return made
-
-
 def source(cfg: Config, world: World) -> Source:
     """Opens the data that `cfg.data` names and records its fingerprint."""
-    opened = first(world, lambda: call(cfg["data"]))
+    opened = distributed.after_first(world, lambda: call(cfg["data"]))
     if world.rank == 0:
         output.add_fingerprints(cfg["output_dir"], fingerprint(opened.files), cfg["resume"])
     return opened

@@ -36,7 +36,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     build.need(source.rows, source, cfg, "labelled rows", "data=jsonl, data=beir or data=pydocs")
     rows, body = build.all_of(
-        lambda: build.first(world, lambda: supply.opened(source, lambda each: each.rows)),
+        lambda: distributed.after_first(world, lambda: supply.opened(source, lambda each: each.rows)),
         lambda: build.body(cfg, source, world, masked_lm=False),
     )
     check(cfg, body.backbone.config.hidden_size)

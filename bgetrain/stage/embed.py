@@ -84,7 +84,7 @@ def guide(cfg: build.Config, opened: Source, world: World) -> Guide:
     Raises:
         ValueError: it cannot be loaded, or has too few positions.
     """
-    made = build.first(world, lambda: loaded(cfg))
+    made = distributed.after_first(world, lambda: loaded(cfg))
     longest = max(opened.query_max_len, opened.passage_max_len)
     if longest > made.max_positions:
         raise ValueError(

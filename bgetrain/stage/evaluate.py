@@ -36,7 +36,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")
     retrieval, body = build.all_of(
-        lambda: build.first(world, lambda: open_set(source.split)), lambda: build.body(cfg, source, world, masked_lm=False)
+        lambda: distributed.after_first(world, lambda: open_set(source.split)),
+        lambda: build.body(cfg, source, world, masked_lm=False),
     )
     build.tell(retrieval, world)
     found = embed.ranked(cfg, embed.embedded(cfg, body, source, retrieval, world), DEPTH, world)

@@ -99,7 +99,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     build.need(source.rows, source, cfg, "labelled rows", "data=jsonl or another set of pairs")
     jobs, body = build.all_of(
-        lambda: build.first(world, lambda: opened(cfg, rules, source)), lambda: build.body(cfg, source, world, masked_lm=False)
+        lambda: distributed.after_first(world, lambda: opened(cfg, rules, source)),
+        lambda: build.body(cfg, source, world, masked_lm=False),
     )
     used = embed.encoder(cfg, body, world)
     model = distributed.from_first(embed.model_key(cfg, body, used, world) if world.rank == 0 else "", world)
@@ -242,15 +243,10 @@ def one_part(job: Job, part: int, embedder: Embed, pool: filtering.Pool | None, 
         for kind in ("dropped", "kept"):
             lines = filtering.lines(rows, similarity, rank, why, kept=kind == "kept")
             if lines:
-                saved(job.file(kind, part, "jsonl"), "".join(lines))
+                write(job.file(kind, part, "jsonl"), "".join(lines))
     sources = [job.name] * len(places) if job.name else files_of(job.rows, places)
     counts = tally.counted(owners, similarity, rank, why, sources)
-    saved(job.file("counts", part, "json"), json.dumps({"made_by": job.made_by, "counts": counts}))
-
-
-def saved(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, text)
+    write(job.file("counts", part, "json"), json.dumps({"made_by": job.made_by, "counts": counts}))
 
 
 def pool_of(job: Job, embedder: Embed, world: World) -> filtering.Pool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bgetrain import distributed
 from bgetrain.distributed import barrier, max_over_ranks
 from bgetrain.logger import console
 from bgetrain.logger.histogram import histogram
@@ -51,7 +52,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         raise ValueError("stage=mine takes one source: mine each of a mixture by itself, and mix what comes out")
     open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=jsonl, data=beir or data=pydocs")
     retrieval, body, judge = build.all_of(
-        lambda: build.first(world, lambda: open_set(source.split)),
+        lambda: distributed.after_first(world, lambda: open_set(source.split)),
         lambda: build.body(cfg, source, world, masked_lm=False),
         lambda: judge_of(cfg, rules, world),
     )
@@ -99,7 +100,7 @@ def judge_of(cfg: build.Config, rules: Rules, world: World) -> Callable[[Sequenc
     path = rules.rescore
     if path is None:
         return None
-    return build.first(
+    return distributed.after_first(
         world, lambda: cross_encoder(path, device=world.device, dtype=build.dtype(cfg, world), batch=rules.rescore_batch)
     )
 

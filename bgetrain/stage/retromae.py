@@ -52,7 +52,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     build.need(source.texts, source, cfg, "texts", "data=text, data=beir or data=pydocs")
     texts, body = build.all_of(
-        lambda: build.first(world, lambda: supply.opened(source, lambda each: each.texts)),
+        lambda: distributed.after_first(world, lambda: supply.opened(source, lambda each: each.texts)),
         lambda: build.body(cfg, source, world, masked_lm=True),
     )
     if body.tokenizer.mask_token_id is None:

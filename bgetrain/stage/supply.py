@@ -1,5 +1,7 @@
 """What a training stage trains on: the sources of its data, their batches and their order."""
 
+import hashlib
+import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 
 from bgetrain import distributed
 from bgetrain.data import buckets, mixture
+from bgetrain.data.files import fingerprint
 from bgetrain.data.groups import Feed, check_groups
 from bgetrain.data.plan import Plan
 from bgetrain.data.texts import TextFeed
@@ -95,14 +98,16 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
             part.symmetric,
         )
         check_groups(feed, console.say if world.rank == 0 else lambda _: None)
-        for name, chosen, batch in bucketed(cfg, number, part, feed, tokenizer, world):
+        for name, chosen, batch in bucketed(cfg, part, feed, tokenizer, world):
             feeds.append(feed._replace(name=name, rows=chosen))
             losses.append(loss)
             shapes.append(mixture.Feed(number, len(chosen), batch))
-            check_batch(cfg, part, feeds[-1], batch, loss, world)
     if mix.batches == "mixed" and len({(feed.group_size, feed.symmetric) for feed in feeds}) > 1:
         raise ValueError("data.batches=mixed makes one batch of all sources: group_size and symmetric must be alike for them")
-    return supplied(cfg, mix, feeds, losses, shapes, "rows")
+    made = supplied(cfg, mix, feeds, losses, shapes, "rows")
+    for number, (feed, shape) in enumerate(zip(feeds, shapes, strict=True)):
+        check_batch(cfg, mix.parts[shape.part], feed, made.plan.most(number), losses[number], world)
+    return made
 
 
 def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world: World) -> Supply:
@@ -128,7 +133,7 @@ def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world
     return supplied(cfg, mix, feeds, [], shapes, "texts")
 
 
-def bucketed(cfg: build.Config, number: int, part: Part, feed: Feed, tokenizer: Any, world: World) -> list[tuple[str, Rows, int]]:
+def bucketed(cfg: build.Config, part: Part, feed: Feed, tokenizer: Any, world: World) -> list[tuple[str, Rows, int]]:
     """Name, rows and global batch of each length bucket of a part; of all its rows where there are no buckets."""
     global_batch = part.global_batch or cfg["global_batch"]
     if not cfg["length_buckets"]:
@@ -139,7 +144,9 @@ def bucketed(cfg: build.Config, number: int, part: Part, feed: Feed, tokenizer: 
         tokens = min(limit, feed.query_max_len) + feed.group_size * min(limit, feed.passage_max_len)
         return int(global_batch if budget is None else max(1, budget // tokens))
 
-    lengths = measured(Path(cfg["output_dir"]) / "lengths" / f"{number}.npy", feed, tokenizer, world)
+    facts = [fingerprint(part.source.files), tokenizer.backend_tokenizer.to_str(), *feed[2:5], feed.symmetric, len(feed.rows)]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    lengths = measured(Path(cfg["output_dir"]) / "lengths" / f"{name}.npy", feed, tokenizer, world)
     found = buckets.split(lengths, cfg["length_buckets"], batch_of)
     return [(f"{part.name}:{limit}", buckets.Subset(feed.rows, numbers), batch_of(limit)) for limit, numbers in found]
 

@@ -104,3 +104,12 @@ def test_a_missing_file_is_refused_when_the_folder_is_opened(folder, name):
 def test_training_rows_are_those_of_the_chosen_split(folder):
     with pytest.raises(ValueError, match=r"qrels/nope\.tsv: no such file"):
         beir(str(folder), **{**LIMITS, "split": "nope"}).rows()
+
+
+def test_passages_that_the_corpus_lacks_are_told(folder):
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq1\tnone\t1\nq1\td3\t1\n")
+    rows = opened(folder).rows()
+    assert [list(row.positives) for row in rows.take([0])] == [["T one"]]
+    assert len(rows.notes) == 1
+    assert "train.tsv: 2 relevant passages left out" in rows.notes[0]
+    assert "train.tsv:2: 'none'" in rows.notes[0]

@@ -250,3 +250,11 @@ def test_symmetric_passages_have_the_instruction_and_equal_texts_are_found_witho
     wanted = [f"{prompts[at]}{text}" for at in order for text in (f"p{numbers[at]}a", f"n{numbers[at]}x0")]
     assert decoded(tokenizer, batch.passage) == wanted
     assert torch.equal(batch.keys.passage, keys([text.split()[1] for text in wanted]))
+
+
+def test_strangers_differ_while_there_are_enough():
+    many = Listed([row(number) for number in range(20)])
+    for number in range(20):
+        found = strangers(many, many.rows[number], number, 0, 7, 5)
+        assert len(set(found)) == 7
+        assert f"p{number}a" not in found

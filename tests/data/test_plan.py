@@ -216,6 +216,23 @@ def test_a_mixed_batch_too_small_for_its_sources_is_refused():
         Plan([Stream(10, 4, 1 / 6)] * 6, 0, mixed=True)
 
 
+@pytest.mark.parametrize(("rows", "batch", "step"), [(5001, 2048, 3000), (10_001, 8192, 300), (40_001, 32_768, 2000)])
+def test_a_late_step_of_a_source_of_few_batches_looks_back_over_few_epochs(rows, batch, step):
+    plan = single(rows, batch, 1)
+    seen: list[int] = []
+    inside = plan.orders[0].exchange_after
+    plan.orders[0].exchange_after = lambda epoch: (seen.append(epoch), inside(epoch))[1]
+    assert len(set(plan.draw(step).rows.tolist())) == batch
+    assert len(seen) < 12  # of hundreds of epochs
+
+
+def test_the_most_rows_of_a_source_in_a_mixed_batch():
+    plan, draws = walked(mixed=True)
+    counts = np.array([np.bincount(draw.sources, minlength=3) for draw in draws])
+    assert (counts.max(0) <= [plan.most(source) for source in range(3)]).all()
+    assert plan.most(1) == 4  # 32 * 0.1, rounded up: a source of 4 rows would do
+
+
 def test_epochs_of_a_mixture_become_steps():
     plan, _ = walked(mixed=False, steps=0)
     assert plan.steps(2) == round(2 * 1383 * (0.5 / 32 + 0.1 / 24 + 0.4 / 16))

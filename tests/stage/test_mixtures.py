@@ -105,3 +105,47 @@ def test_pre_training_takes_mixtures_of_texts(spawn, model_folder, files, tmp_pa
     more = ["total_steps=4", "global_batch=6", "chunk_tokens=60", "data.passage_max_len=24", f"output_dir={tmp_path}/out"]
     spawn(1, pretrain, ["stage=retromae", "data=mixture", f"data.sources={{{sources}}}", f"model.path={model_folder}", *more])
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def alone(files, model: Path, *more: str) -> list[str]:
+    return overrides(model, "data=jsonl", f"data.files=[{files['long']}]", "global_batch=4", "length_buckets=[8,24]", *more)
+
+
+def sizes(world, arguments: list[str], steps: int) -> dict[str, list[int]]:
+    """Feed name -> sizes of its global batches, from what the stage would train on."""
+    from omegaconf import OmegaConf
+
+    from bgetrain import config, output
+    from bgetrain.stage import build, supply
+
+    cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    output.claim(cfg)
+    source = build.source(cfg, world)
+    body = build.body(cfg, source, world, masked_lm=False)
+    made = supply.contrastive(cfg, source, supply.opened(source, lambda each: each.rows), body.tokenizer, world)
+    found: dict[str, list[int]] = {}
+    for step in range(1, steps + 1):
+        found.setdefault(made.feeds[made.plan.source(step)].name, []).append(made.plan.size(step))
+    return found | {"rows": [len(feed.rows) for feed in made.feeds]}
+
+
+def test_a_budget_of_tokens_makes_larger_batches_of_short_rows(spawn, model_folder, files, tmp_path):
+    more = ["batch_tokens=192", f"output_dir={tmp_path}/out"]
+    found = spawn(1, sizes, alone(files, model_folder, *more), 20)[0]
+    # a query and three passages: 192 / (4 x 8) and 192 / (4 x 24), rows as their longest text is
+    assert {name: set(each) for name, each in found.items() if name != "rows"} == {
+        name: {batch} for name, batch in (("data=jsonl:8", 6), ("data=jsonl:24", 2)) if name in found
+    }
+    assert sum(found["rows"]) == 20
+
+
+def test_lengths_are_measured_anew_when_the_data_or_its_limits_change(spawn, model_folder, files, tmp_path):
+    mine = {"long": tmp_path / "mine.jsonl"}
+    lines = files["long"].read_text("utf8").splitlines(keepends=True)
+    for count, limit in ((20, 24), (12, 24), (12, 16)):
+        mine["long"].write_text("".join(lines[:count]), "utf8")
+        more = [f"output_dir={tmp_path}/out", "resume=force", f"data.passage_max_len={limit}"]
+        plain = [each for each in alone(mine, model_folder) if not each.startswith("data.passage_max_len")]
+        assert sum(spawn(1, sizes, [*plain, *more], 3)[0]["rows"]) == count
+        (tmp_path / "out" / "metrics.jsonl").write_text("{}\n")  # a run that has something to lose is gone on with
+    assert len(list((tmp_path / "out" / "lengths").iterdir())) == 3
