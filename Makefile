@@ -18,7 +18,7 @@ quickstart: $(VENV)/.installed ## make the environment and train, mine and evalu
 
 test: $(VENV)/.tested ## make the environment and run the tests (ARGS="-k name" for some)
 	@echo "==> pytest $(ARGS)"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.linted ## style, types
 	@echo "==> ruff, mypy"
