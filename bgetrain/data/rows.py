@@ -16,6 +16,7 @@ from bgetrain.data.store import Store
 from bgetrain.sources import Retrieval, Row, Rows, Source
 from bgetrain.types import Column, MissingNegatives, OnBadRow, PositiveInt
 
+LOOKED_AT = 1000  # rows, for a column that nobody has
 FORMAT = 4  # of the cache; a change makes old ones unused
 
 
@@ -153,7 +154,7 @@ class ArrowRows:
     def open(self) -> "ArrowRows":
         if self.store is None:
             self.store = cached(self.reading, self.on_bad_row)
-            self.notes = noted(self.reading, self.store)
+            self.notes = [*noted(self.reading, self.store), *unmet(self.reading, self.store)]
         return self
 
     def __len__(self) -> int:
@@ -234,6 +235,20 @@ def cache_folder(reading: Reading, on_bad_row: OnBadRow) -> Path:
 def noted(reading: Reading, store: Store) -> list[str]:
     """The notes of a store, under the name of what was read."""
     return [f"{reading.name()[:120]}:", *(f"  {note}" for note in store.notes)] if store.notes else []
+
+
+def unmet(reading: Reading, store: Store) -> list[str]:
+    """What to say of columns that `data.columns` names and the first rows have not: a typing mistake would pass else.
+
+    `query` and `pos` are held against every row; a column called `none` is one that is meant to be left out.
+    """
+    asked = {ours: theirs for ours, theirs in reading.columns.items() if ours not in ("query", "pos") and theirs != "none"}
+    first = range(min(LOOKED_AT, len(store)))
+    return [
+        f"data.columns: {ours} is {theirs!r}, which none of the first {len(first):,} rows of {reading.name()[:120]} has"
+        for ours, theirs in asked.items()
+        if reading.labels is None and not any(store.take(first, [ours])[0])
+    ]
 
 
 def as_retrieval(rows: ArrowRows) -> Retrieval:

@@ -231,3 +231,10 @@ def test_a_teacher_s_scores_are_read_and_held_against_the_passages(tmp_path):
         path.write_text(dumped([{**scored, "neg_scores": value}]), "utf8")
         with pytest.raises(ValueError, match=words):
             table(path)
+
+
+def test_a_column_that_no_row_has_is_told(tmp_path):
+    (tmp_path / "r.jsonl").write_text(dumped([{"query": "q", "pos": ["p"], "hard": ["n"]}] * 3))
+    notes = source(tmp_path / "r.jsonl", columns={"neg": "hrad", "prompt": "none"}).rows().notes
+    assert [note.partition(", which none of the first 3 rows of ")[0] for note in notes] == ["data.columns: neg is 'hrad'"]
+    assert source(tmp_path / "r.jsonl", columns={"neg": "hard"}).rows().notes == []
