@@ -32,7 +32,7 @@ def expand(cfg: DictConfig) -> DictConfig:
     Raises:
         ValueError: a source that names no option, or one that does not exist.
     """
-    if cfg.data.get("sources") == {} if "data" in cfg else False:
+    if (cfg.get("data") or {}).get("sources") == {}:
         raise ValueError("data.sources={} is empty: name at least one source, e.g. {a: {data: jsonl, files: [a.jsonl]}}")
     if not sources(cfg):
         return cfg

@@ -17,7 +17,7 @@ from bgetrain.data.plan import Plan
 from bgetrain.data.texts import TextFeed
 from bgetrain.logger import console
 from bgetrain.sources import Mix, Part, Rows, Source, Texts
-from bgetrain.stage import build
+from bgetrain.stage import build, embed
 from bgetrain.types import World
 
 T = TypeVar("T")
@@ -156,15 +156,10 @@ def measured(path: Path, feed: Feed, tokenizer: Any, world: World) -> np.ndarray
     known = distributed.from_first(np.load(path) if world.rank == 0 and path.is_file() else None, world)
     if known is not None:
         return np.asarray(known)
-    own = distributed.share(len(feed.rows), world)
-
-    def measure() -> np.ndarray:
-        if world.rank:
-            return buckets.longest_texts(feed, tokenizer, own, lambda _: None)
-        with console.track(f"lengths of {feed.name}", len(feed.rows)) as advance:
-            return buckets.longest_texts(feed, tokenizer, own, lambda count: advance(count * world.size))
-
-    found = distributed.gather_arrays(measure(), world)
+    part = distributed.share(len(feed.rows), world)
+    with embed.track(f"lengths of {feed.name}", len(feed.rows), world) as advance:
+        own = buckets.longest_texts(feed, tokenizer, part, lambda count: advance(count * world.size))
+    found = distributed.gather_arrays(own, world)
     if world.rank == 0:
         path.parent.mkdir(exist_ok=True)
         beside = path.with_name(f".{path.name}")
