@@ -158,7 +158,7 @@ class ChainedTexts:
         return found
 
 
-class Feed(NamedTuple):
+class Bucket(NamedTuple):
     """Rows of one part that make batches of one size; a part without length buckets is one feed.
 
     Attributes:
@@ -172,7 +172,7 @@ class Feed(NamedTuple):
     batch: int
 
 
-def plan(mix: Mix, feeds: Sequence[Feed], seed: int) -> Plan:
+def plan(mix: Mix, feeds: Sequence[Bucket], seed: int) -> Plan:
     """The order of a mixture.
 
     Args:

@@ -167,8 +167,3 @@ class Plan:
         """Steps that make `epochs` passes, at least one."""
         rows_of_a_step = self.cycle if self.mixed else float(self.portions @ self.batches)
         return max(1, round(epochs * self.epoch_rows / rows_of_a_step))
-
-
-def single(num_rows: int, global_batch: int, seed: int) -> Plan:
-    """The plan of one source."""
-    return Plan([Stream(num_rows, global_batch, 1.0)], seed)

@@ -81,7 +81,7 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     mix = mix_of(source)
     feeds: list[Feed] = []
     losses: list[Mapping[str, Any]] = []
-    shapes: list[mixture.Feed] = []
+    shapes: list[mixture.Bucket] = []
     for number, (part, own) in enumerate(zip(mix.parts, rows, strict=True)):
         build.tell(own, world)
         loss = {**cfg["loss"], **part.loss}
@@ -101,7 +101,7 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
         for name, chosen, batch in bucketed(cfg, part, feed, tokenizer, world):
             feeds.append(feed._replace(name=name, rows=chosen))
             losses.append(loss)
-            shapes.append(mixture.Feed(number, len(chosen), batch))
+            shapes.append(mixture.Bucket(number, len(chosen), batch))
     if mix.batches == "mixed" and len({(feed.group_size, feed.symmetric) for feed in feeds}) > 1:
         raise ValueError("data.batches=mixed makes one batch of all sources: group_size and symmetric must be alike for them")
     made = supplied(cfg, mix, feeds, losses, shapes, "rows")
@@ -129,7 +129,7 @@ def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world
         build.tell(texts[number], world)
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
-        shapes.append(mixture.Feed(number, len(feeds[number].texts), batch))
+        shapes.append(mixture.Bucket(number, len(feeds[number].texts), batch))
     return supplied(cfg, mix, feeds, [], shapes, "texts")
 
 
@@ -195,7 +195,7 @@ def check_ranks(batch: int, key: str, world: World) -> None:
 
 
 def supplied(
-    cfg: build.Config, mix: Mix, feeds: list[Any], losses: list[Mapping[str, Any]], shapes: Sequence[mixture.Feed], what: str
+    cfg: build.Config, mix: Mix, feeds: list[Any], losses: list[Mapping[str, Any]], shapes: Sequence[mixture.Bucket], what: str
 ) -> Supply:
     """Puts the feeds in their order and counts the steps."""
     # stages of one recipe share a seed: without the name each would begin with the rows that the one before had seen
@@ -206,7 +206,7 @@ def supplied(
     return Supply(feeds, losses, plan, total_steps, facts(feeds, shapes, plan, what), (min(batches), max(batches)))
 
 
-def facts(feeds: Sequence[Any], shapes: Sequence[mixture.Feed], plan: Plan, what: str) -> dict[str, str]:
+def facts(feeds: Sequence[Any], shapes: Sequence[mixture.Bucket], plan: Plan, what: str) -> dict[str, str]:
     """The data in words: one line, or one for each source."""
     if len(shapes) == 1:
         return {"data": f"{shapes[0].rows:,} {what} of {feeds[0].name}"}

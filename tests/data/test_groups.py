@@ -6,10 +6,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plans import single
 
 from bgetrain.data.groups import Feed, check_groups, group, group_batch, keys, strangers
 from bgetrain.data.order import hashed
-from bgetrain.data.plan import Plan, Stream, single
+from bgetrain.data.plan import Plan, Stream
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.sources import Row, Source
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bgetrain.data import mixture as mixtures
-from bgetrain.data.mixture import ChainedTexts, Feed, flagembedding, mixture, plan
+from bgetrain.data.mixture import Bucket, ChainedTexts, flagembedding, mixture, plan
 from bgetrain.sources import Mix, Part, Source
 
 SOURCE = Source("data=test", None, None, None, [], "train", 32, 32, "", "random")
@@ -15,8 +15,8 @@ def mix(*parts: dict, batches: str = "source", power: float = 1.0) -> Mix:
     return Mix([Part(f"s{number}", SOURCE, **keys) for number, keys in enumerate(parts)], batches, power)
 
 
-def feeds(batches=(20, 10, 5)) -> list[Feed]:
-    return [Feed(number, size, batch) for number, (size, batch) in enumerate(zip(SIZES, batches, strict=True))]
+def feeds(batches=(20, 10, 5)) -> list[Bucket]:
+    return [Bucket(number, size, batch) for number, (size, batch) in enumerate(zip(SIZES, batches, strict=True))]
 
 
 def rows_drawn(made, steps: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def test_epochs_and_steps_of_each_source_make_up_the_whole():
 
 
 def test_length_buckets_of_a_part_share_its_weight_by_their_rows():
-    buckets = [Feed(0, 600, 20), Feed(0, 400, 8), Feed(1, 200, 10)]
+    buckets = [Bucket(0, 600, 20), Bucket(0, 400, 8), Bucket(1, 200, 10)]
     drawn = rows_drawn(plan(mix({"weight": 1.0}, {"weight": 1.0}), buckets, 3), 4000)
     assert drawn / drawn.sum() == pytest.approx([0.3, 0.2, 0.5], abs=0.005)
 

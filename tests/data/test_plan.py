@@ -5,9 +5,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from plans import single
 
 from bgetrain.data.order import hashed, shuffled
-from bgetrain.data.plan import Draw, Plan, Stream, single
+from bgetrain.data.plan import Draw, Plan, Stream
 
 
 def splitmix(keys: list[int]) -> int:

@@ -1,8 +1,8 @@
 """Batches of masked auto-encoding: a function of the step and the part."""
 
 import torch
+from plans import single
 
-from bgetrain.data.plan import single
 from bgetrain.data.texts import TextFeed, text_batch
 from bgetrain.data.tokenize import tokenize_words, train_wordpiece
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from plans import single
 
 from bgetrain.data.groups import Feed, group_batch
-from bgetrain.data.plan import single
 from bgetrain.data.tokenize import train_wordpiece
 from bgetrain.engine.ahead import ahead
 from bgetrain.sources import Row
