@@ -146,22 +146,94 @@ class TextBatch(NamedTuple):
     epoch: float
 
 
-class MaskedChunk(NamedTuple):
-    """Texts padded together with the masks of RetroMAE (Xiao et al. 2022, arXiv:2205.12035).
+class WordChunk(NamedTuple):
+    """Texts padded together, with the word of each token.
 
     Attributes:
-        clean: the texts as they are.
-        encoder_ids: int64 [N, L], the texts after 80/10/10 replacement.
-        encoder_labels: int64 [N, L], the clean token where the encoder predicts, else -100.
-        decoder_visible: bool [N, L, L], True where row i may attend to column j; column 0 is the embedding.
-        decoder_labels: int64 [N, L], the clean token on every real token but the specials, else -100.
+        ids: int64 [N, L], clean.
+        mask: bool [N, L], True on real tokens; None where no token is padding.
+        words: int64 [N, L], the word that each token belongs to, counted from 0 in each text; -1 on special tokens and padding.
+        rows: int64 [N], positions in the global batch, which seed each text's masks.
     """
 
-    clean: Chunk
-    encoder_ids: Tensor
-    encoder_labels: Tensor
-    decoder_visible: Tensor
-    decoder_labels: Tensor
+    ids: Tensor
+    mask: Tensor | None
+    words: Tensor
+    rows: Tensor
+
+
+class Predictions(NamedTuple):
+    """States that a vocabulary layer turns into predictions, and the tokens that they should become.
+
+    Attributes:
+        encoder: [M, D], at the tokens that the encoder predicts.
+        encoder_targets: int64 [M].
+        decoder: [K, D], at the tokens that the decoder reconstructs; K = 0 where there is no decoder.
+        decoder_targets: int64 [K].
+        words: [T, D], the encoder's at all tokens but each text's first and padding; None where no bag of words is asked for.
+        word_texts: int64 [T], 0 <= text < N, ascending: the text of each row of `words`; None likewise.
+        bag: int64 [K'], the texts' clean tokens without special tokens; None likewise.
+        bag_texts: int64 [K'], 0 <= text < N, ascending: the text of each token of `bag`; None likewise.
+        num_texts: N.
+    """
+
+    encoder: Tensor
+    encoder_targets: Tensor
+    decoder: Tensor
+    decoder_targets: Tensor
+    words: Tensor | None
+    word_texts: Tensor | None
+    bag: Tensor | None
+    bag_texts: Tensor | None
+    num_texts: int
+
+
+class Totals(NamedTuple):
+    """What the losses of masked auto-encoding are averaged over: counts of the step's global batch, on all ranks.
+
+    Attributes:
+        encoder: tokens that the encoder predicts, >= 0.
+        decoder: tokens that the decoder reconstructs, >= 0.
+        texts: > 0.
+    """
+
+    encoder: int
+    decoder: int
+    texts: int
+
+
+class ScoreWords(Protocol):
+    """A loss over the words of a vocabulary, in memory that does not grow with tokens times words."""
+
+    def __call__(
+        self, predictions: Predictions, weight: Tensor, bias: Tensor | None, *, totals: Totals
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scores predictions.
+
+        Args:
+            predictions: of a chunk.
+            weight: [V, D] of the vocabulary layer.
+            bias: [V]; None where the layer has none.
+            totals: of the step.
+
+        Returns:
+            Loss and metrics in the form of `LossOutput`.
+        """
+
+
+class Objective(NamedTuple):
+    """What a masked auto-encoder is trained for.
+
+    Attributes:
+        query: how the decoder asks for a token, "position" or "embedding" (`model.retromae` says what they are); None: there
+            is no decoder, the encoder alone predicts.
+        bag_of_words: the loss reads `Predictions.words` and `bag`.
+        score: the loss.
+    """
+
+    query: Literal["position", "embedding"] | None
+    bag_of_words: bool
+    score: ScoreWords
 
 
 class LossOutput(NamedTuple):
