@@ -106,7 +106,8 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "stage"], ids=name_of)
 def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
-    assert others <= {"bgetrain.stage.build", "bgetrain.stage.embed", "bgetrain.stage.supply"}
+    shared = {f"bgetrain.stage.{name}" for name in ("build", "documents", "embed", "masked", "supply")}
+    assert others <= shared
 
 
 def test_target_and_types_import_nothing_of_ours():
@@ -241,7 +242,7 @@ def fitting(stage: str, group: str) -> list[str]:
     Data sets of one format are alike but for their names: all of them for one stage, the first of each for the others.
     """
     if group == "loss":
-        return ["retromae" if stage == "retromae" else "info_nce"]
+        return ["retromae", "dupmae", "mlm"] if stage == "retromae" else ["info_nce"]
     if group == "data" and stage != "pairs":
         return list({yaml_of(group, option)["_target_"]: option for option in reversed(selection.options(group))}.values())
     return selection.options(group)

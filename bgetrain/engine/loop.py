@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,11 +31,13 @@ class Counts(NamedTuple):
         queries: texts or queries, as `global_batch` counts them.
         tokens: real tokens.
         padded: tokens with padding.
+        seconds: spent on parts of the step that are told by name, as shares of the time: `NAME_share`.
     """
 
     queries: int
     tokens: int
     padded: int
+    seconds: Mapping[str, float] = {}
 
 
 def fit(
@@ -53,6 +55,8 @@ def fit(
     num_workers: int,
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
+    score_every: int | None = None,
 ) -> dict[str, float]:
     """Trains from `first_step` to `total_steps`.
 
@@ -70,6 +74,8 @@ def fit(
         num_workers: processes that make batches ahead of time; 0: a thread does.
         world: all ranks.
         describe: (batch, places of queries in it) -> what to write of rows at fault; None: they cannot be told.
+        score: figures of held-out data, on all ranks alike; None: there are none.
+        score_every: steps between two of them, and after the last step; None: never.
 
     Returns:
         The last logged metrics.
@@ -96,10 +102,14 @@ def fit(
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
             window.add(output, counts, norm)
-            if step % log_every == 0 or step in (total_steps, first_step) or stop:
+            due = score is not None and score_every is not None and (step % score_every == 0 or step == total_steps)
+            if step % log_every == 0 or step in (total_steps, first_step) or stop or due:
                 skipped = engine.skipped_steps()
                 counted = {} if skipped is None else {"skipped_steps": float(skipped)}
                 logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **counted}
+                if due and score is not None:
+                    logged |= score()
+                    window.began = time.perf_counter()  # its seconds are not the next steps'
                 log(step, logged)
             if step % save_every == 0 or stop or step == total_steps:
                 save(engine, folder, step, world)
@@ -157,23 +167,28 @@ class Window:
         self.sums: dict[str, torch.Tensor] = {}
         self.times: dict[str, int] = {}  # a figure need not come with every step
         self.counts, self.steps, self.grad_norm = [0, 0, 0], 0, 0.0
+        self.parts: dict[str, float] = {}
 
     def add(self, output: LossOutput, counts: Counts, grad_norm: float) -> None:
         for name, value in {"loss": output.loss, **output.metrics}.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.times[name] = self.times.get(name, 0) + 1
-        self.counts = [have + more for have, more in zip(self.counts, counts, strict=True)]
+        self.counts = [have + more for have, more in zip(self.counts, counts[:3], strict=True)]
+        for name, seconds in counts.seconds.items():
+            self.parts[name] = self.parts.get(name, 0.0) + seconds
         self.steps += 1
         self.grad_norm = grad_norm
 
     def close(self, step: int) -> dict[str, float]:
         """The figures of the window, the same on every rank; starts the next one."""
         own = torch.stack([value.detach().double().cpu() for value in self.sums.values()])
-        total = sum_over_ranks(torch.cat([own, torch.tensor(self.counts, dtype=torch.float64)]), self.world).tolist()
-        queries, tokens, padded = total[len(own) :]
+        counted = torch.tensor([*self.counts, *self.parts.values()], dtype=torch.float64)
+        total = sum_over_ranks(torch.cat([own, counted]), self.world).tolist()
+        queries, tokens, padded, *parts = total[len(own) :]
         now = time.perf_counter()
         seconds, self.began = now - self.began, now
         figures = {name: value / self.times[name] for name, value in zip(self.sums, total, strict=False)}
+        figures |= {f"{name}_share": part / seconds / self.world.size for name, part in zip(self.parts, parts, strict=True)}
         figures |= {
             "grad_norm": self.grad_norm,
             "queries_per_second": queries / seconds,

@@ -1,7 +1,8 @@
-"""Memory of the machine: what is free, what this process has held, and giving back."""
+"""The machine: what memory is free, what this process has held, giving back, and the time of a part of the work."""
 
 import ctypes
 import platform
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,3 +70,33 @@ def group_left(folder: Path) -> Iterator[int]:
         stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
         # files read and not used lately are counted but given back on demand
         yield int(most) - int((folder / usage).read_text()) + int(stat.get(cache, 0))
+
+
+class Stopwatch:
+    """Adds up the seconds of a device on some part of its work; used as a context, as often as wanted.
+
+    A GPU works behind the program's back: there events are recorded in its queue and read at the end.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda, self.total = device.type == "cuda", 0.0
+        self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    def __enter__(self) -> None:
+        if self.cuda:
+            self.events.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            self.events[-1][0].record()
+        else:
+            self.began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        if self.cuda:
+            self.events[-1][1].record()
+        else:
+            self.total += time.perf_counter() - self.began
+
+    def seconds(self) -> float:
+        """The sum so far; waits for the GPU to reach the last event."""
+        if self.events:
+            self.events[-1][1].synchronize()
+        return self.total + sum(first.elapsed_time(last) for first, last in self.events) / 1000

@@ -159,6 +159,7 @@ def train(
     log: Callable[[int, dict[str, float]], None],
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
+    score: Callable[[], dict[str, float]] | None = None,
 ) -> dict[str, float]:
     """`fit` with the keys that every training stage has; returns the last figures logged."""
     return fit(
@@ -175,12 +176,19 @@ def train(
         num_workers=cfg["num_workers"],
         world=world,
         describe=describe,
+        score=score,
+        score_every=cfg.get("eval_every"),
     )
 
 
 def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:
     """Writes `model/`, and `adapter/` where adapters were trained; all ranks call it, rank 0 writes."""
-    weights = {name.removeprefix(prefix): each for name, each in running.weights().items() if name.startswith(prefix)}
+    write_weights(cfg, running.weights(), made, prefix, opened, world)
+
+
+def write_weights(cfg: Config, trained: dict[str, Tensor], made: Body, prefix: str, opened: Source, world: World) -> None:
+    """As `save_model`, with the weights that `Engine.weights` gave."""
+    weights = {name.removeprefix(prefix): each for name, each in trained.items() if name.startswith(prefix)}
     if made.adapters and world.rank == 0:
         lora.save(Path(cfg["output_dir"]) / "adapter", made.adapters, weights)
         weights = lora.merged(made.adapters, weights)

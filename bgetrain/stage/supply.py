@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import torch
 
 from bgetrain import distributed
 from bgetrain.data import buckets, mixture
 from bgetrain.data.files import fingerprint
 from bgetrain.data.groups import Feed, check_groups
 from bgetrain.data.plan import Plan
-from bgetrain.data.texts import TextFeed
+from bgetrain.data.held_out import held_out
+from bgetrain.data.texts import TextFeed, Tokens, Truncated
+from bgetrain.data.tokenize import join
 from bgetrain.logger import console
 from bgetrain.sources import Mix, Part, Rows, Source, Texts
-from bgetrain.stage import build, embed
-from bgetrain.types import World
+from bgetrain.stage import build, documents, embed
+from bgetrain.types import TextBatch, World
 
 T = TypeVar("T")
 
@@ -110,27 +113,48 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     return made
 
 
-def pretraining(cfg: build.Config, source: Source, texts: Sequence[Texts], world: World) -> Supply:
-    """Feeds of texts, one for each source.
+def pretraining(
+    cfg: build.Config, source: Source, texts: Sequence[Texts], tokenizer: Any, world: World
+) -> tuple[Supply, TextBatch | None]:
+    """Feeds of texts, one for each source, and this rank's share of those that are held out.
 
     Args:
         cfg: of the stage.
         source: a mixture or a single source.
         texts: of each part.
+        tokenizer: of the model.
         world: all ranks.
 
     Raises:
-        ValueError: fewer texts in a step than ranks.
+        ValueError: fewer texts in a step than ranks, or no more texts than are held out.
     """
     mix = mix_of(source)
-    feeds = [TextFeed(part.name, own, part.source.passage_max_len) for part, own in zip(mix.parts, texts, strict=True)]
-    shapes = []
+    feeds, shapes, told, held = [], [], {}, []
     for number, part in enumerate(mix.parts):
-        build.tell(texts[number], world)
+        own, max_len = texts[number], part.source.passage_max_len
+        build.tell(own, world)
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
-        shapes.append(mixture.Bucket(number, len(feeds[number].texts), batch))
-    return supplied(cfg, mix, feeds, [], shapes, "texts")
+        if cfg["eval_every"]:
+            own, kept = held_out(own, cfg["eval_texts"])
+            held.append(Truncated(kept, tokenizer, max_len))
+        tokens = documents.opened(cfg, part, own, tokenizer, world)
+        told |= {f"documents of {part.name}": fact for fact in [getattr(tokens, "note", "")] if fact}
+        feeds.append(TextFeed(part.name, tokens))
+        shapes.append(mixture.Bucket(number, len(tokens), batch))
+    made = supplied(cfg, mix, feeds, [], shapes, "texts")
+    return made._replace(facts=made.facts | told), share_of(held, world) if held else None
+
+
+def share_of(held: Sequence[Tokens], world: World) -> TextBatch:
+    """This rank's part of the held-out texts of all sources, as a batch that is the same each time."""
+    starts = np.cumsum([0, *map(len, held)])
+    own = distributed.share(int(starts[-1]), world)
+    found = []
+    for first, tokens in zip(starts.tolist(), held, strict=False):
+        places = [place - first for place in own if 0 <= place - first < len(tokens)]
+        found += [tokens.take(places)] if places else []
+    return TextBatch(join(*(text for text, _ in found)), torch.cat([words for _, words in found]), torch.tensor(list(own)), 0.0)
 
 
 def bucketed(cfg: build.Config, part: Part, feed: Feed, tokenizer: Any, world: World) -> list[tuple[str, Rows, int]]:

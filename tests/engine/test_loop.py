@@ -46,7 +46,7 @@ class Counter:
         return TrainState(step, {"updates": torch.tensor([float(self.updates)])}, {"updates": {}}, {})
 
 
-def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, log_every=4, save_every=100):
+def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, log_every=4, save_every=100, **more):
     def plain(step, batch):
         assert batch.step == step
         return LossOutput(torch.tensor(float(step)), {"accuracy": torch.tensor(0.5)}), loop.Counts(2, 10, 20)
@@ -54,7 +54,7 @@ def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, 
     return loop.fit(
         engine, lambda step: Batch(step, step / 10), update or plain, first_step=first_step, total_steps=total_steps,
         schedule=lambda step, total: step / total, log=log or (lambda step, metrics: None), log_every=log_every,
-        save_every=save_every, output_dir=str(folder), num_workers=0, world=ALONE,
+        save_every=save_every, output_dir=str(folder), num_workers=0, world=ALONE, **more,
     )  # fmt: skip
 
 
@@ -71,6 +71,33 @@ def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path):
     assert all(line["tokens_per_second"] == pytest.approx(5 * line["queries_per_second"]) for line in lines.values())
     assert [line["epoch"] for line in lines.values()] == [0.1, 0.4, 0.8, 1.0]
     assert last == lines[10]
+
+
+def test_held_out_figures_come_every_score_every_steps_and_at_the_end_and_cost_no_throughput(tmp_path):
+    lines, scored = {}, []
+
+    def score():
+        time.sleep(0.3)
+        scored.append(1)
+        return {"held_out_loss": float(len(scored))}
+
+    fit(tmp_path, Counter(), log=lambda step, metrics: lines.update({step: metrics}), score=score, score_every=3)
+    assert {step: line["held_out_loss"] for step, line in lines.items() if "held_out_loss" in line} == {3: 1, 6: 2, 9: 3, 10: 4}
+    assert list(lines) == [1, 3, 4, 6, 8, 9, 10]
+    assert lines[4]["queries_per_second"] > 2 / 0.3  # one step of two queries: with the score in it, it would take longer
+
+
+def test_shares_are_of_the_time_since_the_last_line(tmp_path):
+    lines = {}
+
+    def update(step, batch):
+        time.sleep(0.05)
+        return LossOutput(torch.tensor(1.0), {}), loop.Counts(1, 1, 1, {"masking": 0.02})
+
+    fit(tmp_path, Counter(), update=update, log=lambda step, metrics: lines.update({step: metrics}))
+    for line in (lines[4], lines[8]):  # the seconds of a line follow from its queries
+        steps = 3 if line is lines[4] else 4
+        assert line["masking_share"] == pytest.approx(0.02 * steps / (steps / line["queries_per_second"]))
 
 
 def test_checkpoints_come_every_save_every_steps_and_at_the_end(tmp_path):

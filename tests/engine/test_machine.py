@@ -61,3 +61,13 @@ def allocate() -> None:
 
 def status(key: str) -> int:
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if key in line) * 1024
+
+
+def test_a_stopwatch_adds_up_what_is_done_inside_and_nothing_else(monkeypatch):
+    clock = iter([1.0, 1.5, 10.0, 12.0])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    watch = machine.Stopwatch(torch.device("cpu"))
+    for _ in range(2):
+        with watch:
+            pass
+    assert watch.seconds() == 2.5
