@@ -79,9 +79,9 @@ def model_of(cfg: Mapping[str, Any], body: Body, objective: Objective) -> tuple[
     module = RetroMAE(body.backbone, query=objective.query, bag_of_words=objective.bag_of_words)
     if module.decoder is None:
         return module, "none"
-    beside = Path(cfg["model"].get("path") or "").expanduser().parent / "decoder"
-    folder = {"auto": beside, "fresh": None}.get(cfg["decoder"], Path(cfg["decoder"]).expanduser())
-    if folder is None or (cfg["decoder"] == "auto" and not (cfg["model"].get("path") and decoder_folder.is_one(folder))):
+    path, asked = cfg["model"].get("path"), cfg["decoder"]
+    folder = Path(path).expanduser().parent / "decoder" if path and asked == "auto" else Path(asked).expanduser()
+    if asked == "fresh" or (asked == "auto" and not (folder / decoder_folder.WEIGHTS).is_file()):
         return module, "fresh weights"
     decoder_folder.load(folder, module.decoder)
     return module, f"goes on from {folder}"
@@ -108,8 +108,9 @@ def save(cfg: Mapping[str, Any], trained: masked.Trained, body: Body, source: An
     weights = trained.engine.weights()
     build.write_weights(cfg, weights, body, "lm.", source, world)
     own = {name.removeprefix("decoder."): each for name, each in weights.items() if name.startswith("decoder.")}
-    if own and world.rank == 0:
-        decoder_folder.save(
-            Path(cfg["output_dir"]) / "decoder", own, query=trained.objective.query, model_type=body.backbone.config.model_type
-        )
+    decoder, query = trained.engine.core.module.decoder, trained.objective.query
+    if query is not None and world.rank == 0:
+        kind = body.backbone.config.model_type
+        folder = Path(cfg["output_dir"]) / "decoder"
+        decoder_folder.save(folder, own, query=query, model_type=kind, num_heads=decoder.num_heads)
     distributed.barrier(world)
