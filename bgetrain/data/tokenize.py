@@ -11,6 +11,7 @@ from bgetrain.types import Chunk, Ragged
 
 BLOCK = 1024  # texts tokenised at a time
 PADDING, ENOUGH = 16, 8  # our choice: 6 % of padding is worth another forward pass of an eighth of the size
+LONGEST_WORD = 8  # tokens; our choice: English words of more are rare, and clauses without spaces seldom have fewer
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -39,11 +40,45 @@ def tokenize_each(tokenizer: Any, texts: Sequence[str], limits: Sequence[int]) -
 
 
 def tokenize_words(tokenizer: Any, texts: Sequence[str], max_len: int) -> tuple[Ragged, Tensor]:
-    """As `tokenize`, with the word of each token: int64 [T], -1 on special tokens."""
-    encoded = backend(tokenizer, max_len).encode_batch(list(texts))
-    text = ragged([each.ids for each in encoded])
-    words = (-1 if word is None else word for each in encoded for word in each.word_ids)
-    return text, torch.from_numpy(np.fromiter(words, np.int64, len(text.ids)))
+    """As `tokenize`, with the word of each token, for any fast tokenizer.
+
+    What a tokenizer calls a word may be a whole clause where it finds no spaces to split at. A word of more than
+    `LONGEST_WORD` tokens (of those that the limit leaves) is not kept together: each of its tokens is a word of its own.
+
+    Returns:
+        The texts; int64 [T], words counted from 0 in each text in the order of the tokens, -1 on special tokens.
+    """
+    inside = backend(tokenizer, max_len)
+    parts, words = [], [np.zeros(0, np.int64)]
+    for start in range(0, len(texts), BLOCK):  # for memory, as in `tokenize`
+        encoded = inside.encode_batch(list(texts[start : start + BLOCK]))
+        parts.append(ragged([np.array(each.ids, np.int32) for each in encoded]))
+        # as float64, None becomes nan without a loop in Python
+        given = [np.array(each.word_ids, np.float64) for each in encoded]
+        words.append(numbered(np.concatenate(given), parts[-1].lengths.numpy()))
+    return join(*parts) if parts else ragged([]), torch.from_numpy(np.concatenate(words))
+
+
+def numbered(given: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Counts the words of each text from 0, those of more than `LONGEST_WORD` tokens token by token.
+
+    Args:
+        given: float64 [T], a tokenizer's number of each token's word, equal on the neighbouring tokens of one word; nan on
+            special tokens.
+        lengths: int64 [N], tokens of each text, summing to T.
+
+    Returns:
+        int64 [T], -1 on special tokens.
+    """
+    special = np.isnan(given)
+    first = np.append(True, given[1:] != given[:-1])[: len(given)]
+    starts = np.cumsum(lengths) - lengths
+    first[starts[lengths > 0]] = True
+    run = np.cumsum(first) - 1
+    first |= np.bincount(run)[run] > LONGEST_WORD
+    count = np.cumsum(first & ~special)  # words up to each token, over all texts
+    before = np.append(0, count)[starts]
+    return np.where(special, -1, count - 1 - np.repeat(before, lengths))
 
 
 def backend(tokenizer: Any, max_len: int) -> Any:

@@ -1,12 +1,15 @@
 """Token ids end to end, chunks of them, and a vocabulary trained from texts."""
 
+import json
 import random
 
+import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from bgetrain.data.tokenize import SPECIALS, chunk, cut, join, pad, ragged, tokenize, tokenize_words, train_wordpiece
+from bgetrain.data.tokenize import SPECIALS, chunk, cut, join, numbered, pad, ragged, tokenize, tokenize_words, train_wordpiece
 
 TEXTS = ["Ünder the quick brown foxes", "", "dogs, dogs; unbelievably long-winded dogs!", "the [SEP] token", "\U0001f600 smile"]
 
@@ -36,6 +39,16 @@ def tokenizer():
     return train_wordpiece(corpus(), 80, 64)
 
 
+def literal_words(given: list[int | None]) -> list[int]:
+    """Words counted from 0, those of more than 8 tokens token by token; -1 on special tokens."""
+    words, count, before = [], -1, None
+    for word in given:
+        count += word is not None and (word != before or given.count(word) > 8)
+        words.append(-1 if word is None else count)
+        before = word
+    return words
+
+
 def unragged(text) -> list[list[int]]:
     return [each.tolist() for each in text.ids.split(text.lengths.tolist())]
 
@@ -49,9 +62,94 @@ def test_ids_and_words_are_those_of_the_tokenizer_itself(tokenizer, max_len, sid
     text, words = tokenize_words(tokenizer, TEXTS, max_len)
     assert unragged(text) == expected["input_ids"]
     ours = [each.tolist() for each in words.split(text.lengths.tolist())]
-    assert ours == [[-1 if word is None else word for word in expected.word_ids(n)] for n in range(len(TEXTS))]
+    assert ours == [literal_words(expected.word_ids(number)) for number in range(len(TEXTS))]
     assert text.ids.dtype == text.lengths.dtype == words.dtype == torch.int64
     tokenizer.truncation_side = "right"
+
+
+ENGLISH = "the quick  brown foxes, unbelievably\nwinded dogs' tokens"
+CLAUSE = "敏捷的棕色狐狸跳过了那条懒惰的狗"
+FOXES = [*(ENGLISH[:cut] for cut in (3, 20, 60)), CLAUSE, f"the {CLAUSE} fox", "", "donaudampfschifffahrtsgesellschaft dog"]
+
+
+def trained(kind: str) -> PreTrainedTokenizerFast:
+    """A small vocabulary of another kind than WordPiece, with <s> and </s> around each text."""
+    special = ["<pad>", "<s>", "</s>", "<unk>", "<mask>"]
+    common = dict(vocab_size=330, special_tokens=special, show_progress=False)
+    if kind == "byte-level BPE":
+        made, trainer = (
+            Tokenizer(models.BPE()),
+            trainers.BpeTrainer(**common, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()),
+        )
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        made, trainer = Tokenizer(models.Unigram()), trainers.UnigramTrainer(**common, unk_token="<unk>")
+        made.pre_tokenizer = pre_tokenizers.Metaspace(split=kind == "Metaspace")
+    made.train_from_iterator(corpus() + list(CLAUSE), trainer)
+    if kind == "Metaspace that never splits":  # trained on whole texts it knows phrases, which shall not hide the words
+        vocab = json.loads(made.to_str())["model"]["vocab"]
+        made.model = models.Unigram([(piece, score) for piece, score in vocab if len(piece) < 4 or piece in special], unk_id=3)
+    ends = [(token, made.token_to_id(token)) for token in ("<s>", "</s>")]
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", mask_token="<mask>", model_max_length=64)
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "Metaspace", "Metaspace that never splits"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_words_of_any_fast_tokenizer(kind, side):
+    other = trained(kind)
+    other.truncation_side = side
+    for max_len in (5, 12, 64):
+        expected = other(FOXES, truncation=True, max_length=max_len)
+        text, words = tokenize_words(other, FOXES, max_len)
+        assert unragged(text) == expected["input_ids"]
+        ours = [each.tolist() for each in words.split(text.lengths.tolist())]
+        assert ours == [literal_words(expected.word_ids(number)) for number in range(len(FOXES))]
+        for each in ours:
+            assert (each[0], each[-1]) == (-1, -1)
+            inner = each[1:-1]
+            assert all(after - before in (0, 1) for before, after in zip([-1, *inner], inner, strict=False))
+
+
+@pytest.mark.parametrize("kind", ["WordPiece", "byte-level BPE", "Metaspace"])
+def test_pieces_of_an_english_word_stay_together_and_those_of_a_chinese_clause_do_not(tokenizer, kind):
+    text, words = tokenize_words(tokenizer if kind == "WordPiece" else trained(kind), ["fox believeunder", CLAUSE], 64)
+    english, chinese = (each.tolist()[1:-1] for each in words.split(text.lengths.tolist()))
+    assert set(english) == {0, 1}
+    assert 2 <= english.count(1) <= 8
+    assert chinese == list(range(len(chinese)))
+    assert len(chinese) >= len(CLAUSE)
+
+
+def test_where_all_of_a_text_is_one_word_each_token_is_a_word():
+    other = trained("Metaspace that never splits")
+    given = other("the quick brown fox").word_ids()[1:-1]
+    assert (set(given), len(given) > 8) == ({0}, True)
+    assert tokenize_words(other, ["the quick brown fox"], 64)[1].tolist() == [-1, *range(len(given)), -1]
+
+
+def test_a_word_of_eight_tokens_stays_together_and_one_of_nine_does_not():
+    def given(*sizes: int) -> np.ndarray:
+        return np.array([np.nan, *np.repeat(np.arange(len(sizes)) + 5.0, sizes), np.nan])
+
+    texts = [given(2, 8, 1), given(1, 9, 2), given(), given(9)]
+    words = numbered(np.concatenate(texts), np.array([len(text) for text in texts]))
+    found = [each.tolist()[1:-1] for each in np.split(words, np.cumsum([len(text) for text in texts])[:-1])]
+    assert found == [[0, 0, *[1] * 8, 2], [0, *range(1, 10), 10, 10], [], list(range(9))]
+
+
+def test_the_same_word_at_the_end_of_one_text_and_the_beginning_of_the_next_is_two():
+    assert numbered(np.array([0.0, 1, 1, 1, 1, 2]), np.array([3, 0, 3])).tolist() == [0, 1, 1, 0, 0, 1]
+    assert numbered(np.zeros(12), np.array([6, 6])).tolist() == [0] * 12, "two words of six tokens, not one of twelve"
+
+
+def test_words_are_the_same_in_blocks_of_any_size(tokenizer, monkeypatch):
+    texts = corpus()[:20] + FOXES
+    whole = tokenize_words(tokenizer, texts, 12)
+    monkeypatch.setattr("bgetrain.data.tokenize.BLOCK", 3)
+    parts = tokenize_words(tokenizer, texts, 12)
+    assert torch.equal(whole[1], parts[1])
+    assert unragged(whole[0]) == unragged(parts[0])
 
 
 def test_a_tokenizer_that_was_set_to_pad_does_not(tokenizer):
@@ -61,6 +159,7 @@ def test_a_tokenizer_that_was_set_to_pad_does_not(tokenizer):
 
 def test_no_texts_are_no_tokens(tokenizer):
     assert tokenize(tokenizer, [], 8).lengths.tolist() == tokenize(tokenizer, [], 8).ids.tolist() == []
+    assert [each.numel() for each in (*tokenize_words(tokenizer, [], 8)[0], tokenize_words(tokenizer, [], 8)[1])] == [0, 0, 0]
 
 
 def test_join_lays_texts_one_after_the_other():
