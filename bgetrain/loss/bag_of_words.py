@@ -110,8 +110,8 @@ class SlicedBagOfWords(torch.autograd.Function):
     def forward(ctx: Any, words: Tensor, weight: Tensor, bias: Tensor | None, bag: Bag, recorded: bool) -> tuple[Tensor, Tensor]:
         to_words, to_weight, to_bias = gradients = sums_of_gradients(ctx, words, weight, bias, recorded=recorded)
         matrix, offset = weight.to(words.dtype), None if bias is None else bias.to(words.dtype)
-        rows = min(slice_rows(len(weight), words.device), max(1, len(words)))
-        logits = words.new_empty(rows, len(weight))
+        rows = slice_rows(len(weight), words.device)
+        logits = words.new_empty(min(rows, max(1, len(words))), len(weight))
         losses = torch.zeros(len(bag.rows) - 1, device=words.device)
         for first, last in slices(bag, rows):
             highest, places = maxima(words, matrix, offset, bag.rows[first : last + 1], logits)
