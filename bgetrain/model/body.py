@@ -1,6 +1,5 @@
 """The encoder and its tokenizer, from a checkpoint or from YAML."""
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 
 from bgetrain import hub
 from bgetrain.model import lora as low_rank
+from bgetrain.model.masked_lm import HEADS, first_position
+from bgetrain.model.pooling import pooling_of
 from bgetrain.types import NonNegativeInt, Pooling, PositiveFloat, PositiveInt, Ratio
-
-HEADS = ("pooler.", "cls.", "lm_head.", "head.", "decoder.", "bert.pooler.")  # not part of the encoder
 
 
 class Body(NamedTuple):
@@ -82,6 +81,8 @@ def pretrained(
     check_missing(path, report["missing_keys"])
     how = pooling_of(path) if pooling == "auto" else pooling
     made = finished(backbone, load_tokenizer(tokenizer or path), how, gradient_checkpointing)
+    if masked_lm and any("pooler." in name for name in report["unexpected_keys"]):
+        made = made._replace(unused=pooler_of(AutoModel.from_pretrained(path), f"{backbone.base_model_prefix}."))
     if lora is None:
         return made
     adapters = low_rank.adapt(backbone, path=path, rank=lora, scale=lora_scale, dropout=lora_dropout, seed=seed)
@@ -144,12 +145,11 @@ def bert(
 
 def finished(backbone: Any, tokenizer: Any, pooling: str, gradient_checkpointing: bool) -> Body:
     """Takes off BERT's pooler, which no embedding uses, and sets gradient checkpointing."""
-    unused = {}
-    if isinstance(getattr(backbone, "pooler", None), nn.Module):
-        unused = {f"pooler.{name}": value.clone() for name, value in backbone.pooler.state_dict().items()}
+    unused = pooler_of(backbone, "")
+    if unused:
         backbone.pooler = None
     if gradient_checkpointing:
-        backbone.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        checkpoint_activations(backbone)
     config = backbone.config
     if tokenizer.pad_token_id is None:
         raise ValueError("model.tokenizer has no padding token: choose an encoder's tokenizer")
@@ -161,9 +161,27 @@ def finished(backbone: Any, tokenizer: Any, pooling: str, gradient_checkpointing
     return Body(backbone, tokenizer, pooling, positions - first_position(config), unused, None)
 
 
-def first_position(config: Any) -> int:
-    """Number of a text's first position; RoBERTa's start at padding_idx + 1."""
-    return config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+def pooler_of(encoder: Any, prefix: str) -> dict[str, Tensor]:
+    """Weights of BERT's pooler, in fp32, under the names that they have in the whole model; none where there is no pooler."""
+    pooler = getattr(encoder, "pooler", None)
+    state = pooler.state_dict() if isinstance(pooler, nn.Module) else {}
+    return {f"{prefix}pooler.{name}": each.float().clone() for name, each in state.items()}
+
+
+def checkpoint_activations(backbone: Any) -> None:
+    """Has each layer recompute its activations in the backward pass.
+
+    Raises:
+        ValueError: transformers has no way to do so for this architecture.
+    """
+    if not backbone.supports_gradient_checkpointing:
+        kind = backbone.config.model_type
+        raise ValueError(
+            f"model.gradient_checkpointing=true: transformers cannot recompute the layers of {kind!r}: set it to false"
+        )
+    # transformers renamed it in 5.x and warns of the old name; reentrant checkpointing breaks under DDP
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def quiet() -> None:
@@ -241,57 +259,3 @@ def load_tokenizer(path: str) -> Any:
     if not tokenizer.is_fast:
         raise ValueError(f"model.tokenizer={path}: has no fast tokenizer (tokenizer.json)")
     return tokenizer
-
-
-def pooling_of(path: str) -> str:
-    """What `1_Pooling/config.json` of a folder or hub id says, in either of sentence-transformers' forms, else cls.
-
-    Raises:
-        ValueError: a pooling that bgetrain does not have, or a file that cannot be reached.
-    """
-    check_modules(path)
-    file = file_of(path, "1_Pooling/config.json")
-    if not file:
-        return "cls"
-    config = json.loads(file.read_text("utf8"))
-    names = {"cls": "cls", "mean": "mean", "lasttoken": "last", "last": "last"}
-    mode = config.get("pooling_mode")
-    if mode is None:
-        flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
-        chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
-        mode = flags.get(chosen[0], chosen[0]) if len(chosen) == 1 else "+".join(chosen)
-    if mode not in names:
-        raise ValueError(f"{file}: pooling {mode!r} is not one of cls, mean, last: set model.pooling")
-    return names[mode]
-
-
-def check_modules(path: str) -> None:
-    """Holds what sentence-transformers would run after the encoder against what bgetrain runs.
-
-    Raises:
-        ValueError: `modules.json` lists another module than Transformer, Pooling and Normalize.
-    """
-    file = file_of(path, "modules.json")
-    listed = json.loads(file.read_text("utf8")) if file else []
-    others = [each["type"].rpartition(".")[2] for each in listed]
-    others = [name for name in others if name not in ("Transformer", "Pooling", "Normalize")]
-    if others:
-        raise ValueError(
-            f"{file}: has a module {others[0]}, which bgetrain does not run: take a model of Transformer, Pooling and Normalize, "
-            "or set model.pooling to use its encoder alone"
-        )
-
-
-def file_of(path: str, name: str) -> Path | None:
-    """Where a file of a folder or hub id lies on this machine; None where it has none."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    if Path(path).is_dir():
-        return Path(path, name) if Path(path, name).is_file() else None
-    try:
-        return Path(hf_hub_download(path, name))
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"model.pooling=auto: {name} of {path} cannot be reached on the hub: set model.pooling") from error
-    except EntryNotFoundError:
-        return None

@@ -24,7 +24,7 @@ def save(
     Args:
         folder: replaced where it exists.
         backbone: the transformers model, for its config and class.
-        weights: the backbone's whole state, fp32.
+        weights: the backbone's whole state, fp32; of parameters that are in two places one name is enough.
         tokenizer: saved beside.
         pooling: cls | mean | last.
         max_len: tokens at which sentence-transformers cuts.
@@ -32,7 +32,7 @@ def save(
     """
     beside = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(beside, ignore_errors=True)
-    backbone.save_pretrained(beside, state_dict=weights)
+    backbone.save_pretrained(beside, state_dict=with_ties(backbone, weights))
     backbone.config.dtype = "float32"  # save_pretrained writes that of the module, which under bf16 is not that of the weights
     backbone.config.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
@@ -50,3 +50,14 @@ def save(
         (beside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf8")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
+
+
+def with_ties(backbone: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under every name that the backbone has for them.
+
+    XLM-RoBERTa's word embeddings are first met as the MLM head's: under that name alone, its encoder would load without any.
+    """
+    names: dict[int, list[str]] = {}
+    for name, each in backbone.named_parameters(remove_duplicate=False):
+        names.setdefault(id(each), []).append(name)
+    return weights | {name: weights[known] for same in names.values() for known in same if known in weights for name in same}

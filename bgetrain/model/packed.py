@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bgetrain.model.body import first_position
 from bgetrain.model.dropout import dropout_mask, replace_dropout
+from bgetrain.model.masked_lm import first_position
 
 # n texts of a block; H heads, E = D / H
 

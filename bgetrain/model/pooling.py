@@ -1,4 +1,7 @@
-"""Token states to one vector a text."""
+"""Token states to one vector a text, and which way a checkpoint asks for."""
+
+import json
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -44,3 +47,57 @@ def average(states: Tensor, lengths: Tensor) -> Tensor:
     owner = torch.arange(len(lengths)).repeat_interleave(lengths)
     sums = states.new_zeros(len(lengths), states.shape[1]).index_add(0, owner, states)
     return sums / lengths[:, None].to(states.dtype)
+
+
+def pooling_of(path: str) -> str:
+    """What `1_Pooling/config.json` of a folder or hub id says, in either of sentence-transformers' forms, else cls.
+
+    Raises:
+        ValueError: a pooling that bgetrain does not have, or a file that cannot be reached.
+    """
+    check_modules(path)
+    file = file_of(path, "1_Pooling/config.json")
+    if not file:
+        return "cls"
+    config = json.loads(file.read_text("utf8"))
+    names = {"cls": "cls", "mean": "mean", "lasttoken": "last", "last": "last"}
+    mode = config.get("pooling_mode")
+    if mode is None:
+        flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
+        chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
+        mode = flags.get(chosen[0], chosen[0]) if len(chosen) == 1 else "+".join(chosen)
+    if mode not in names:
+        raise ValueError(f"{file}: pooling {mode!r} is not one of cls, mean, last: set model.pooling")
+    return names[mode]
+
+
+def check_modules(path: str) -> None:
+    """Holds what sentence-transformers would run after the encoder against what bgetrain runs.
+
+    Raises:
+        ValueError: `modules.json` lists another module than Transformer, Pooling and Normalize.
+    """
+    file = file_of(path, "modules.json")
+    listed = json.loads(file.read_text("utf8")) if file else []
+    others = [each["type"].rpartition(".")[2] for each in listed]
+    others = [name for name in others if name not in ("Transformer", "Pooling", "Normalize")]
+    if others:
+        raise ValueError(
+            f"{file}: has a module {others[0]}, which bgetrain does not run: take a model of Transformer, Pooling and Normalize, "
+            "or set model.pooling to use its encoder alone"
+        )
+
+
+def file_of(path: str, name: str) -> Path | None:
+    """Where a file of a folder or hub id lies on this machine; None where it has none."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    if Path(path).is_dir():
+        return Path(path, name) if Path(path, name).is_file() else None
+    try:
+        return Path(hf_hub_download(path, name))
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"model.pooling=auto: {name} of {path} cannot be reached on the hub: set model.pooling") from error
+    except EntryNotFoundError:
+        return None
