@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from bgetrain.loss.retromae_mlm import retromae_mlm
 
 
