@@ -2,27 +2,10 @@
 
 import os
 import random
+import re
 import signal
 
-WORDS = [
-    "the",
-    "a",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dogs",
-    "seven",
-    "wizards",
-    "brew",
-    "unbelievably",
-    "strange",
-    "potions",
-    "near",
-    "rivers",
-]
+WORDS = re.findall(r"\w+", "the a quick brown fox jumps over lazy dogs seven wizards brew unbelievably strange potions")
 CHINESE = "我们今天去公园看花他说天气很好大家都高兴"
 
 
@@ -92,3 +75,36 @@ def metaspace(texts, vocab_size):
     return PreTrainedTokenizerFast(
         tokenizer_object=made, unk_token="<unk>", eos_token="</s>", pad_token="<pad>", mask_token="<mask>"
     )
+
+
+def trained(texts):
+    """A tokenizer of each kind, by name."""
+    from bgetrain.data.tokenize import train_wordpiece
+
+    return {
+        "wordpiece": train_wordpiece(texts, 150, 512),
+        "trimmed": byte_level(texts, 330, trim=True),
+        "byte level": byte_level(texts, 420, trim=False),
+        "metaspace": metaspace(texts, 120),
+    }
+
+
+def made(texts, tokenizer, max_len, folder, *, cut="sentences", across=False, num_workers=0, advance=lambda n: None):
+    """Spans with what most tests ask for."""
+    from bgetrain.data.spans import spans
+
+    return spans(texts, tokenizer, max_len, folder, cut=cut, across=across, num_workers=num_workers, advance=advance)
+
+
+def taken(found) -> list[tuple[list[int], list[int]]]:
+    """Ids and words of every span."""
+    text, words = found.take(range(len(found)))
+    sizes = text.lengths.tolist()
+    return [(ids.tolist(), own.tolist()) for ids, own in zip(text.ids.split(sizes), words.split(sizes), strict=True)]
+
+
+def whole(tokenizer, text) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+TEXTS = Listed(document(seed, 1 + seed % 17) for seed in range(120))

@@ -5,6 +5,7 @@ A document on its way into spans is uint32 [T]: the id of each token, and what i
 
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,16 @@ LONGEST_WORD = 8  # tokens: a 'word' of more is a clause of a script without spa
 NEAR = 8  # tokens: a cut at the limit moves back to a word boundary that is no further
 
 # Ends of sentences: where words are parted by spaces, a sign with a space behind it ("3.5" and "a.b" are none); in CJK
-# scripts any sign. Abbreviations pass for ends: a span then ends within a sentence, and nothing is lost. Each part
-# matches runs of a class that the next one does not share, so that no text takes more than linear time.
-CLOSING = "\"'”’»)\\]}"
-CJK_CLOSING = "”’」』）］】》〉"
+# scripts any sign. Abbreviations pass for ends: a span then ends within a sentence, and nothing is lost.
+SIGNS, CJK_SIGNS, BREAKS = ".!?…؟۔।॥።", "。！？；．｡", "\n\r\u2028\u2029"
+CLOSING = "\"'”’»)\\]}」』）】》〉"
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-BREAKS = "\n\r\u2028\u2029"
-ENDS = re.compile(rf"(?:[.!?…؟۔।॥።]+[{CLOSING}]*(?=[\s{CJK}])|[。！？；．｡…]+[{CJK_CLOSING}{CLOSING}]*)[{BREAKS}]*|[{BREAKS}]+")
+ENDS = re.compile(
+    rf"[{SIGNS}{CJK_SIGNS}{BREAKS}]"  # a class alone comes first: it is searched for ten times as fast as alternatives
+    # a run of signs is tried from its first and given up as a whole: a million dots take no longer than words
+    rf"(?:(?<=[{SIGNS}])(?<![{SIGNS}]{{2}})[{SIGNS}]*+[{CLOSING}]*+(?=[\s{CJK}])[{BREAKS}]*+"
+    rf"|(?<=[{CJK_SIGNS}])[{CJK_SIGNS}]*+[{CLOSING}]*+[{BREAKS}]*+|(?<=[{BREAKS}])[{BREAKS}]*+)"
+)
 
 
 def marked(tokenizer: Any, text: str, *, sentences: bool) -> np.ndarray:
@@ -47,7 +51,7 @@ def marked(tokenizer: Any, text: str, *, sentences: bool) -> np.ndarray:
     if not len(tokens):
         return tokens
     begins = word_begins(np.array(encoded.word_ids, np.float64))
-    starts, ends = np.array(encoded.offsets, np.int64).T
+    starts, ends = np.fromiter(chain.from_iterable(encoded.offsets), np.int64, 2 * len(tokens)).reshape(-1, 2).T
     # tokens that share a character, as bytes of it, are not parted
     tokens |= BEGINS * begins | WORD * (begins & (starts >= np.concatenate([starts[:1], ends[:-1]])))
     if sentences:

@@ -2,7 +2,6 @@
 
 import json
 import mmap
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -88,7 +87,7 @@ def spans(
 
 
 class Spans:
-    """Spans in a folder, as `prepare` leaves it; a copy in another process, forked or pickled, has maps of its own.
+    """Spans in a folder, as `prepare` leaves it; a pickled copy maps the files again.
 
     Attributes:
         facts: of the documents, to state before the first step.
@@ -101,7 +100,6 @@ class Spans:
         self.count = int(meta["spans"])
         self.before, self.after = (np.array(meta[side], np.uint32) | SPECIAL for side in ("before", "after"))
         self.maps: dict[str, mmap.mmap] = {}
-        self.process = 0
         self.taken = 0
 
     def __len__(self) -> int:
@@ -133,8 +131,7 @@ class Spans:
 
     def mapped(self, name: str, dtype: type) -> np.ndarray:
         """One of the files; its pages are the system's, which all processes share."""
-        if name not in self.maps or self.process != os.getpid():
-            self.maps, self.process = {} if self.process != os.getpid() else self.maps, os.getpid()
+        if name not in self.maps:
             with (self.folder / name).open("rb") as file:
                 self.maps[name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             self.maps[name].madvise(mmap.MADV_RANDOM)  # what stands beside a span is not read next
@@ -186,6 +183,7 @@ def prepare(
             end = np.concatenate([end, ends])[-1:]
             tally.spans += len(lengths)
     if not tally.spans:
+        shutil.rmtree(beside)
         raise ValueError(f"none of the {len(texts):,} documents has a token")
     filled = f"{end[0] / tally.spans / room:.1%} full"
     facts = {
