@@ -14,7 +14,13 @@ from bgetrain.types import Ragged, TextBatch, WordChunk
 
 
 class Tokens(Protocol):
-    """What is trained on, as token ids: one item is a text cut at its limit, or a span of a document."""
+    """What is trained on, as token ids: one item is a text cut at its limit, or a span of a document.
+
+    Attributes:
+        facts: of what was prepared, to state before the first step.
+    """
+
+    facts: dict[str, str]
 
     def __len__(self) -> int:
         """Items."""
@@ -28,6 +34,7 @@ class Truncated:
 
     def __init__(self, texts: Texts, tokenizer: Any, max_len: int) -> None:
         self.texts, self.tokenizer, self.max_len = texts, tokenizer, max_len
+        self.facts: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.texts)

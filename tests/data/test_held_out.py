@@ -1,0 +1,56 @@
+"""Texts held out of training: spread evenly, each text in one of the two parts, and no list of them."""
+
+import pickle
+
+import pytest
+from documents import Listed
+
+from bgetrain.data.held_out import held_out
+
+
+class Counted:
+    """Texts of which only the number is known."""
+
+    def __init__(self, count):
+        self.count, self.notes = count, ["odd"]
+
+    def __len__(self):
+        return self.count
+
+    def take(self, indices):
+        return [str(index) for index in indices]
+
+
+def test_each_text_is_in_one_part_in_its_order_and_the_held_are_spread_evenly():
+    for total in range(1, 60):
+        for count in range((total + 1) // 2):
+            rest, held = held_out(Counted(total), count)
+            ours, theirs = ([int(each) for each in view.take(range(len(view)))] for view in (rest, held))
+            assert (len(ours), len(theirs)) == (total - count, count)
+            assert ours == sorted(ours)
+            assert sorted(ours + theirs) == list(range(total))
+            # one in each of `count` equal parts
+            assert [number * count // total for number in theirs] == list(range(count))
+
+
+def test_no_list_is_kept_of_a_source_larger_than_memory():
+    rest, held = held_out(Counted(10**12), 10**11)
+    assert len(pickle.dumps((rest, held))) < 1000
+    assert held.take([0, 10**11 - 1]) == ["5", str(10**12 - 5)]
+    assert rest.take([0, 4, 5, 10**12 - 10**11 - 1]) == ["0", "4", "6", str(10**12 - 1)]
+
+
+def test_views_are_texts_with_their_notes_and_bounds():
+    rest, held = pickle.loads(pickle.dumps(held_out(Counted(9), 2)))
+    assert rest.notes == held.notes == ["odd"]
+    assert held_out(Listed("abc"), 1)[0].notes == []
+    for view in (rest, held):
+        for wrong in (-1, len(view)):
+            with pytest.raises(IndexError, match=f"text {wrong} of {len(view)}"):
+                view.take([wrong])
+
+
+@pytest.mark.parametrize(("total", "count", "most"), [(10, 5, 4), (9, 5, 4), (0, 0, 0), (2, 1, 0)])
+def test_half_of_the_texts_or_more_are_refused(total, count, most):
+    with pytest.raises(ValueError, match=f"{count} texts cannot be held out of {total}: .* half of them, {most} at most"):
+        held_out(Counted(total), count)
