@@ -88,7 +88,7 @@ def work_of(trained: Trained, chunks: Sequence[WordChunk], step: int, watch: Sto
     ZeRO-2 and 3 communicate in every pass: ranks with fewer chunks, or none, repeat one without its labels.
     """
     world, masking = trained.world, trained.masking
-    here = [WordChunk(*(None if each is None else each.to(world.device, non_blocking=True) for each in chunk)) for chunk in chunks]
+    here = [to_device(chunk, world.device) for chunk in chunks]
     with watch:
         masked = [masking.encoder(chunk, step) for chunk in here]
     counts = [(at.sum(), (chunk.words >= 0).sum(), len(chunk.ids)) for chunk, (_, at) in zip(here, masked, strict=True)]
@@ -99,6 +99,12 @@ def work_of(trained: Trained, chunks: Sequence[WordChunk], step: int, watch: Sto
         here.append(here[0])
         masked.append((here[0].ids, torch.zeros_like(here[0].ids, dtype=torch.bool)))
     return Work(here, masked, len(chunks), Totals(encoder, decoder, texts))
+
+
+def to_device(chunk: WordChunk, device: torch.device) -> WordChunk:
+    mask = None if chunk.mask is None else chunk.mask.to(device, non_blocking=True)
+    ids, words, rows = (each.to(device, non_blocking=True) for each in (chunk.ids, chunk.words, chunk.rows))
+    return WordChunk(ids, mask, words, rows)
 
 
 def forward(
@@ -162,7 +168,9 @@ def probe(trained: Trained, batch: WordBatch) -> Tensor:
     """A forward pass that reaches every parameter."""
 
     def reach(predictions: Predictions, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        states = [each.float().sum() for each in (predictions.encoder, predictions.decoder, predictions.words) if each is not None]
+        states = [
+            each.float().sum() for each in (predictions.encoder, predictions.decoder, predictions.words) if each is not None
+        ]
         layers = [each.float().sum() for each in (weight, bias) if each is not None]
         return torch.stack([*states, *layers]).sum(), {}
 

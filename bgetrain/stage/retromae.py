@@ -92,7 +92,10 @@ def announced(cfg: Mapping[str, Any], objective: Objective, origin: str) -> dict
     encoder, decoder = (f"{cfg['masking'][key]:.0%}" for key in ("encoder_ratio", "decoder_ratio"))
     if objective.query is None:
         return {"masked": f"{encoder} of the encoder's tokens"}
-    return {"masked": f"{encoder} of the encoder's tokens, {decoder} of the decoder's", "decoder": f"query {objective.query}, {origin}"}
+    return {
+        "masked": f"{encoder} of the encoder's tokens, {decoder} of the decoder's",
+        "decoder": f"query {objective.query}, {origin}",
+    }
 
 
 def lengths_told(cfg: Mapping[str, Any], batch: masked.WordBatch) -> dict[str, str]:

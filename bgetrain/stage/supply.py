@@ -14,8 +14,8 @@ from bgetrain import distributed
 from bgetrain.data import buckets, mixture
 from bgetrain.data.files import fingerprint
 from bgetrain.data.groups import Feed, check_groups
-from bgetrain.data.plan import Plan
 from bgetrain.data.held_out import held_out
+from bgetrain.data.plan import Plan
 from bgetrain.data.texts import TextFeed, Tokens, Truncated
 from bgetrain.data.tokenize import join
 from bgetrain.logger import console
@@ -129,7 +129,8 @@ def pretraining(
         ValueError: fewer texts in a step than ranks, or no more texts than are held out.
     """
     mix = mix_of(source)
-    feeds, shapes, told, held = [], [], {}, []
+    feeds, shapes, held = [], [], []
+    told: dict[str, str] = {}
     for number, part in enumerate(mix.parts):
         own, max_len = texts[number], part.source.passage_max_len
         build.tell(own, world)
