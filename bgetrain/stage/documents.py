@@ -10,6 +10,7 @@ import numpy as np
 
 from bgetrain import distributed
 from bgetrain.data.files import fingerprint
+from bgetrain.data.spans import FORMAT
 from bgetrain.data.texts import Tokens
 from bgetrain.sources import Part, Texts
 from bgetrain.stage import build, embed
@@ -41,6 +42,7 @@ def kept_in(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any) -> Path
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     words |= {"truncation": None, "padding": None}  # change with each use
     facts = [
+        FORMAT,
         fingerprint(part.source.files),
         len(texts),
         texts.take(sample),

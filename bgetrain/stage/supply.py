@@ -137,10 +137,13 @@ def pretraining(
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
         if cfg["eval_every"]:
-            own, kept = held_out(own, cfg["eval_texts"])
+            try:
+                own, kept = held_out(own, cfg["eval_texts"])
+            except ValueError as error:
+                raise ValueError(f"eval_texts={cfg['eval_texts']}: of {part.name} {error}") from error
             held.append(Truncated(kept, tokenizer, max_len))
         tokens = documents.opened(cfg, part, own, tokenizer, world)
-        told |= {f"documents of {part.name}": fact for fact in [getattr(tokens, "note", "")] if fact}
+        told |= {f"{name} of {part.name}" if source.mix else name: fact for name, fact in tokens.facts.items()}
         feeds.append(TextFeed(part.name, tokens))
         shapes.append(mixture.Bucket(number, len(tokens), batch))
     made = supplied(cfg, mix, feeds, [], shapes, "texts")
