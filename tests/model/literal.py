@@ -47,8 +47,8 @@ def losses(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Logits of encoder and decoder at all positions, [N, L, V] each."""
-    output = model.lm(input_ids=batch["encoder_ids"], attention_mask=batch["mask"], output_hidden_states=True)
-    cls = output.hidden_states[-1][:, :1]
+    states = model.lm.base_model(input_ids=batch["encoder_ids"], attention_mask=batch["mask"]).last_hidden_state
+    cls = states[:, :1]
     decoding = Decoding(model)
     clean = batch["clean_ids"]
     context = torch.cat([cls, decoding.embedding(clean)[:, 1:]], dim=1)
@@ -56,7 +56,7 @@ def logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         query = decoding.embedding(cls.expand_as(context))
     else:
         query = decoding.position(clean.shape[1]) + cls.expand_as(context)
-    return output.logits, decoding.head(decoding.layer(query, context, batch["visible"]))
+    return decoding.head(states), decoding.head(decoding.layer(query, context, batch["visible"]))
 
 
 class Decoding:
