@@ -103,8 +103,8 @@ def load(path: str, name: str) -> Any:
     return getattr(module, name)
 
 
-def run_stage(world: Any, overrides: list[str]) -> dict[str, Any]:
-    """What the command line does on one rank; returns the figures of `result.json`."""
+def run_stage(world: Any, overrides: list[str], logged: list[dict[str, float]] | None = None) -> dict[str, Any]:
+    """What the command line does on one rank; returns the figures of `result.json`, and adds the lines of the log to `logged`."""
     from omegaconf import OmegaConf
 
     from bgetrain import config, distributed, output
@@ -114,4 +114,5 @@ def run_stage(world: Any, overrides: list[str]) -> dict[str, Any]:
     if world.rank == 0:
         output.claim(cfg)
     distributed.barrier(world)
-    return named(cfg["stage"]["_target_"])(cfg, world, lambda step, metrics: None)
+    lines: list[dict[str, float]] = [] if logged is None else logged
+    return named(cfg["stage"]["_target_"])(cfg, world, lambda step, metrics: lines.append(metrics))

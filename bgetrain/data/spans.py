@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from bgetrain.types import NonNegativeInt, Ragged
 FORMAT = 1  # of the folder; who names folders has it in the name, so that a change makes old ones unused
 BLOCK = 1000  # texts read at a time
 MOST_PIECES = 256  # files on the way; what a preparation that is killed loses is one of them for each worker
+WORTH = 5000  # texts for which a process is worth its start
 JOINED = 1 << 22  # tokens cut at a time
 RELEASE_SPANS = 1024  # taken between two returns of the mapped pages, which else would all count as this process's memory
 META, IDS, OFFSETS = "spans.json", "ids.uint32", "offsets.int64"
@@ -170,7 +172,9 @@ def prepare(
     pieces, made = beside / "pieces", beside / "made"
     for each in (pieces, made):
         each.mkdir(parents=True, exist_ok=True)
-    processes = max(1, min(num_workers, len(piece_ranges(len(texts)))))
+    processes = max(1, min(num_workers, len(texts) // WORTH))
+    if multiprocessing.current_process().daemon:  # which may not have children
+        processes = 1
     in_parallel(write_pieces, Work(texts, tokenizer, pieces, sentences), processes, advance)
     tally = Tally(room)
     with (made / IDS).open("wb") as ids, (made / OFFSETS).open("wb") as offsets:

@@ -18,7 +18,8 @@ def tokenizers():
     return trained(TEXTS)
 
 
-def test_spans_are_the_same_for_any_number_of_workers(tokenizers, tmp_path):
+def test_spans_are_the_same_for_any_number_of_workers(tokenizers, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH", 1)
     for num_workers in (0, 1, 2, 3):
         counts: list[int] = []
         folder = tmp_path / str(num_workers)
@@ -39,7 +40,8 @@ def test_spans_and_facts_do_not_depend_on_where_the_stream_breaks(tokenizers, tm
             assert len({(folder / name).read_bytes() for folder in folders}) == 1
 
 
-def test_a_killed_preparation_leaves_no_spans_and_the_next_goes_on_where_it_was(tokenizers, tmp_path):
+def test_a_killed_preparation_leaves_no_spans_and_the_next_goes_on_where_it_was(tokenizers, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "WORTH", 1)
     tokenizer = tokenizers["wordpiece"]
     folder = tmp_path / "killed"
     with pytest.raises(RuntimeError, match="a worker ended with status -9"):
