@@ -19,7 +19,6 @@ SPECIAL = np.uint32(1 << 28)  # stands in no document: put around or between the
 DOCUMENT = np.uint32(1 << 27)  # the first of a document
 
 LONGEST_WORD = 8  # tokens: a 'word' of more is a clause of a script without spaces, and counts as one word a token
-NEAR = 8  # tokens: a cut at the limit moves back to a word boundary that is no further
 
 # Ends of sentences: where words are parted by spaces, a sign with a space behind it ("3.5" and "a.b" are none); in CJK
 # scripts any sign. Abbreviations pass for ends: a span then ends within a sentence, and nothing is lost.
@@ -81,8 +80,9 @@ def spans_of(
     Args:
         stream: uint32 [n] each, n > 0: documents of `marked` end to end, broken anywhere.
         room: tokens of a span, > 0.
-        sentences: a span ends at the last sentence end that fits, unless it would be less than half full, then at the
-            last word boundary. Else it ends at its limit, or up to `NEAR` tokens before it at a word boundary.
+        sentences: a span ends at the last sentence end that fits, unless it would be less than half full. Else, and where
+            there is none, it ends at the last word boundary that fits, `LONGEST_WORD` tokens before its limit at most, and
+            at the limit only where there is none either.
         separator: spans go on over the ends of documents, with this token between these; None: they do not.
 
     Yields:
@@ -118,7 +118,7 @@ def cut_up(tokens: np.ndarray, room: int, *, sentences: bool, across: bool) -> l
                 end = start + room
                 if sentences and 2 * (sentence[end] - start) >= room:
                     end = int(sentence[end])
-                elif word[end] > start and (sentences or end - word[end] <= NEAR):
+                elif word[end] > start:
                     end = int(word[end])
             found.append((start, end))
             start = end + int(end < stop and tokens[end] & SPECIAL > 0)

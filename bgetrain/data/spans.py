@@ -4,6 +4,7 @@ import json
 import mmap
 import multiprocessing
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -65,8 +66,8 @@ def spans(
             tokenizer, max_len, cut and across. A preparation that was killed goes on where it was.
         cut: truncate: an item is the beginning of a text, the rest is never seen, and nothing is prepared | sentences:
             texts are cut at the last sentence end that fits, where it leaves a span at least half full, else at the last
-            word boundary | tokens: texts are cut at the limit, or at a word boundary up to `cuts.NEAR` tokens before it.
-            Words longer than `cuts.LONGEST_WORD` tokens may be cut.
+            word boundary | tokens: texts are cut at the last word boundary. Words of more than `cuts.LONGEST_WORD` tokens
+            may be cut.
         across: the next document goes on where one ends within a span, with the tokenizer's separator between them.
         num_workers: processes that tokenise; 0 or 1: this one. The spans are the same for any number.
         advance: told how many texts have been tokenised since it was last told.
@@ -187,7 +188,7 @@ def prepare(
             end = np.concatenate([end, ends])[-1:]
             tally.spans += len(lengths)
     if not tally.spans:
-        shutil.rmtree(beside)
+        shutil.rmtree(beside, ignore_errors=True)
         raise ValueError(f"none of the {len(texts):,} documents has a token")
     filled = f"{end[0] / tally.spans / room:.1%} full"
     facts = {
@@ -199,7 +200,7 @@ def prepare(
     meta = {"facts": facts, "spans": tally.spans, "before": before, "after": after}
     (made / META).write_text(json.dumps(meta), "utf8")
     made.rename(folder)
-    shutil.rmtree(beside)
+    shutil.rmtree(beside, ignore_errors=True)
 
 
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -238,7 +239,8 @@ def write_pieces(work: Work, part: int, parts: int, advance: Callable[[int], Non
         if path.exists():
             advance(len(numbers))
             continue
-        unfinished = path.with_suffix(".unfinished")
+        # a name of its own: workers of a preparation that was killed may live for a moment longer
+        unfinished = path.with_suffix(f".{uuid.uuid4().hex[:8]}")
         with unfinished.open("wb") as file:
             for start in range(numbers.start, numbers.stop, BLOCK):
                 for text in work.texts.take(range(start, min(start + BLOCK, numbers.stop))):

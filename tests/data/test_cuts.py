@@ -101,7 +101,7 @@ def reference(tokens: list[Token], room: int, cut: str) -> list[tuple[list[int],
             word = [n for n in places if tokens[n].word]
             if cut == "sentences" and sentence and sentence[-1] - start >= room / 2:
                 end = sentence[-1]
-            elif word and (cut == "sentences" or limit - word[-1] <= 8):
+            elif word:
                 end = word[-1]
         words, word = [], -1
         for n, token in enumerate(tokens[start:end]):
