@@ -104,9 +104,7 @@ def fit(
             window.add(output, counts, norm)
             due = score is not None and score_every is not None and (step % score_every == 0 or step == total_steps)
             if step % log_every == 0 or step in (total_steps, first_step) or stop or due:
-                skipped = engine.skipped_steps()
-                counted = {} if skipped is None else {"skipped_steps": float(skipped)}
-                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **counted}
+                logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **skipped(engine)}
                 if due and score is not None:
                     logged |= score()
                     window.began = time.perf_counter()  # its seconds are not the next steps'
@@ -116,6 +114,12 @@ def fit(
             if stop and step < total_steps:
                 raise Interrupted(f"interrupted, step {step} of {total_steps} is saved in {folder}")
     return logged
+
+
+def skipped(engine: Engine) -> dict[str, float]:
+    """fp16's figure of updates left out; none in another precision."""
+    count = engine.skipped_steps()
+    return {} if count is None else {"skipped_steps": float(count)}
 
 
 def report(
