@@ -137,6 +137,7 @@ def pretraining(
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
         if cfg["eval_every"]:
+            check_ranks(cfg["eval_texts"], "eval_texts", world)
             try:
                 own, kept = held_out(own, cfg["eval_texts"])
             except ValueError as error:
@@ -219,7 +220,7 @@ def check_batch(cfg: build.Config, part: Part, feed: Feed, batch: int, loss: Map
 
 def check_ranks(batch: int, key: str, world: World) -> None:
     if batch < world.size:
-        raise ValueError(f"{key}={batch} is below the {world.size} ranks: each needs at least one row")
+        raise ValueError(f"{key}={batch} is below the {world.size} ranks: each needs at least one")
 
 
 def supplied(
