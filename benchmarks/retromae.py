@@ -4,8 +4,9 @@
 
 The reference is that of the tests (tests/retromae.py, tests/model/literal.py), which does what staoxiao/RetroMAE does: masks by
 loops over positions, texts padded to the longest of the batch, vocabulary logits of encoder and decoder at every position, in
-fp32. Its best batch is looked for: all texts at once, or parts of them whose gradients add up. Each side is a process of its
-own, in turns; texts are tokenised before; forward, backward and masks are timed, the optimizer is not.
+fp32. It takes all texts at once, or parts of them whose gradients add up; compare with the best. Each side is a process of its
+own; texts are tokenised before; forward, backward and masks are timed, the optimizer is not. The fast path draws the encoder's
+dropout its own way (model/dropout.py), which is part of the ratio; --dropout 0 leaves it out.
 """
 
 import argparse

@@ -35,9 +35,20 @@ FREE = (
 )
 BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
 # what a run leaves; a folder with none of these has nothing to lose
-LEAVES = ("checkpoints", "model", "adapter", "metrics.jsonl", "train.jsonl", "report.json", "result.json", "counts", "pool")
+LEAVES = (
+    "checkpoints",
+    "model",
+    "decoder",
+    "adapter",
+    "metrics.jsonl",
+    "train.jsonl",
+    "report.json",
+    "result.json",
+    "counts",
+    "pool",
+)
 FOLDERS = (
-    *("checkpoints", "model", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", "lengths", ".parts"),
+    *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", "lengths", ".parts"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
 )
 FILES = (

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-ID_BITS = 27  # 134 million words: five hundred times the largest vocabulary of today
+from bgetrain.data.tokenize import LONGEST_WORD, word_numbers
+
+ID_BITS = 26  # 67 million words: two hundred times the largest vocabulary of today
 ID = np.uint32((1 << ID_BITS) - 1)
 BEGINS = np.uint32(1 << 31)  # a word begins at this token
 WORD = np.uint32(1 << 30)  # a cut before this token parts no word
 SENTENCE = np.uint32(1 << 29)  # a sentence ended before this token
 SPECIAL = np.uint32(1 << 28)  # stands in no document: put around or between them
 DOCUMENT = np.uint32(1 << 27)  # the first of a document
-
-LONGEST_WORD = 8  # tokens: a 'word' of more is a clause of a script without spaces, and counts as one word a token
+WRITTEN = np.uint32(1 << 26)  # a special token that the document's text has itself
 
 # Ends of sentences: where words are parted by spaces, a sign with a space behind it ("3.5" and "a.b" are none); in CJK
 # scripts any sign. Abbreviations pass for ends: a span then ends within a sentence, and nothing is lost.
@@ -33,12 +34,13 @@ ENDS = re.compile(
 )
 
 
-def marked(tokenizer: Any, text: str, *, sentences: bool) -> np.ndarray:
+def marked(tokenizer: Any, text: str, special: np.ndarray, *, sentences: bool) -> np.ndarray:
     """Tokens of a whole document, without special tokens around it, and where it may be cut.
 
     Args:
         tokenizer: of the package `tokenizers`; it does not truncate.
         text: the document.
+        special: ids of `tokenize.special_ids`, which belong to no word.
         sentences: look for the ends of sentences.
 
     Returns:
@@ -49,7 +51,8 @@ def marked(tokenizer: Any, text: str, *, sentences: bool) -> np.ndarray:
     tokens = np.array(encoded.ids, np.uint32)
     if not len(tokens):
         return tokens
-    begins = word_begins(np.array(encoded.word_ids, np.float64))
+    words = word_numbers(encoded, special)
+    begins = word_begins(words)
     starts, ends = np.fromiter(chain.from_iterable(encoded.offsets), np.int64, 2 * len(tokens)).reshape(-1, 2).T
     # tokens that share a character, as bytes of it, are not parted
     tokens |= BEGINS * begins | WORD * (begins & (starts >= np.concatenate([starts[:1], ends[:-1]])))
@@ -57,7 +60,9 @@ def marked(tokenizer: Any, text: str, *, sentences: bool) -> np.ndarray:
         found = np.fromiter((match.end() for match in ENDS.finditer(text)), np.int64)
         behind = np.searchsorted(np.maximum.accumulate(starts), found)
         tokens[behind[behind < len(tokens)]] |= SENTENCE
-    tokens[0] = tokens[0] & ID | BEGINS | DOCUMENT
+    written = np.isnan(words)
+    tokens[written] = tokens[written] & ~BEGINS | WRITTEN
+    tokens[0] = tokens[0] & (ID | WRITTEN) | BEGINS | DOCUMENT
     return tokens
 
 
@@ -130,4 +135,6 @@ def finished(tokens: np.ndarray, found: list[tuple[int, int]]) -> tuple[np.ndarr
     first, last = np.array(found, np.int64).reshape(-1, 2).T
     tokens[first] |= BEGINS
     parts = [tokens[start:end] for start, end in found]
-    return np.concatenate([tokens[:0], *parts]) & (ID | BEGINS | SPECIAL), last - first
+    joined = np.concatenate([tokens[:0], *parts])
+    joined[joined & WRITTEN > 0] |= SPECIAL
+    return joined & (ID | BEGINS | SPECIAL), last - first

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from bgetrain.data.cuts import BEGINS, DOCUMENT, ID, ID_BITS, SPECIAL, marked, spans_of
 from bgetrain.data.texts import Tokens, Truncated
+from bgetrain.data.tokenize import special_ids
 from bgetrain.data.workers import in_parallel
 from bgetrain.sources import Texts
 from bgetrain.types import NonNegativeInt, Ragged
 
-FORMAT = 1  # of the folder; who names folders has it in the name, so that a change makes old ones unused
+FORMAT = 2  # of the folder; who names folders has it in the name, so that a change makes old ones unused
 BLOCK = 1000  # texts read at a time
 MOST_PIECES = 256  # files on the way; what a preparation that is killed loses is one of them for each worker
 WORTH = 5000  # texts for which a process is worth its start
@@ -66,7 +67,7 @@ def spans(
             tokenizer, max_len, cut and across. A preparation that was killed goes on where it was.
         cut: truncate: an item is the beginning of a text, the rest is never seen, and nothing is prepared | sentences:
             texts are cut at the last sentence end that fits, where it leaves a span at least half full, else at the last
-            word boundary | tokens: texts are cut at the last word boundary. Words of more than `cuts.LONGEST_WORD` tokens
+            word boundary | tokens: texts are cut at the last word boundary. Words of more than `tokenize.LONGEST_WORD` tokens
             may be cut.
         across: the next document goes on where one ends within a span, with the tokenizer's separator between them.
         num_workers: processes that tokenise; 0 or 1: this one. The spans are the same for any number.
@@ -231,7 +232,7 @@ def piece_ranges(num_texts: int) -> list[range]:
 
 def write_pieces(work: Work, part: int, parts: int, advance: Callable[[int], None]) -> None:
     """Tokenises every `parts`-th piece; those that are there already are left as they are."""
-    inside = work.tokenizer.backend_tokenizer
+    inside, special = work.tokenizer.backend_tokenizer, special_ids(work.tokenizer)
     inside.no_truncation()
     inside.no_padding()
     for number, numbers in list(enumerate(piece_ranges(len(work.texts))))[part::parts]:
@@ -244,7 +245,7 @@ def write_pieces(work: Work, part: int, parts: int, advance: Callable[[int], Non
         with unfinished.open("wb") as file:
             for start in range(numbers.start, numbers.stop, BLOCK):
                 for text in work.texts.take(range(start, min(start + BLOCK, numbers.stop))):
-                    file.write(marked(inside, text, sentences=work.sentences).data)
+                    file.write(marked(inside, text, special, sentences=work.sentences).data)
                     advance(1)
         unfinished.replace(path)
 

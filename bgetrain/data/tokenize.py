@@ -48,15 +48,26 @@ def tokenize_words(tokenizer: Any, texts: Sequence[str], max_len: int) -> tuple[
     Returns:
         The texts; int64 [T], words counted from 0 in each text in the order of the tokens, -1 on special tokens.
     """
-    inside = backend(tokenizer, max_len)
+    inside, special = backend(tokenizer, max_len), special_ids(tokenizer)
     parts, words = [], [np.zeros(0, np.int64)]
     for start in range(0, len(texts), BLOCK):  # for memory, as in `tokenize`
         encoded = inside.encode_batch(list(texts[start : start + BLOCK]))
         parts.append(ragged([np.array(each.ids, np.int32) for each in encoded]))
-        # as float64, None becomes nan without a loop in Python
-        given = [np.array(each.word_ids, np.float64) for each in encoded]
-        words.append(numbered(np.concatenate(given), parts[-1].lengths.numpy()))
+        given = np.concatenate([word_numbers(each, special) for each in encoded])
+        words.append(numbered(given, parts[-1].lengths.numpy()))
     return join(*parts) if parts else ragged([]), torch.from_numpy(np.concatenate(words))
+
+
+def special_ids(tokenizer: Any) -> np.ndarray:
+    """Ids of special tokens, which belong to no word also where a text has them written in it; unknown words are words."""
+    return np.array([each for each in tokenizer.all_special_ids if each != tokenizer.unk_token_id], np.int64)
+
+
+def word_numbers(encoding: Any, special: np.ndarray) -> np.ndarray:
+    """float64 [T], the tokenizer's number of each token's word; nan on special tokens."""
+    given = np.array(encoding.word_ids, np.float64)  # None becomes nan, without a loop in Python
+    given[np.isin(np.array(encoding.ids), special)] = np.nan
+    return given
 
 
 def numbered(given: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -102,7 +102,7 @@ def fit(
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
             window.add(output, counts, norm)
-            due = score is not None and score_every is not None and (step % score_every == 0 or step == total_steps)
+            due = score_every is not None and not stop and (step % score_every == 0 or step == total_steps)
             if step % log_every == 0 or step in (total_steps, first_step) or stop or due:
                 logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **skipped(engine)}
                 if due and score is not None:

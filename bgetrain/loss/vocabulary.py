@@ -41,7 +41,7 @@ def cross_entropy(
     Returns:
         fp32 scalar, sum of scales * losses, with a graph to states, weight and bias even where R = 0.
         fp32 [R], the losses; not differentiable.
-        bool [R], whether no word scores higher than the target; not differentiable.
+        bool [R], whether no word scores higher than the target (in 16 bits: and none before it as high); not differentiable.
     """
     result: tuple[Tensor, Tensor, Tensor] = SlicedCrossEntropy.apply(
         states, weight, bias, targets, scales, torch.is_grad_enabled()
@@ -73,9 +73,11 @@ class SlicedCrossEntropy(torch.autograd.Function):
             if low.dtype != torch.float32:
                 slopes.copy_(low)
             score, highest = slopes.gather(1, target), slopes.amax(1, keepdim=True)
+            # 16 bits have equal scores often, of which one is the answer
+            right = score >= highest if low.dtype == torch.float32 else slopes.argmax(1, keepdim=True) == target
             total = slopes.sub_(highest).exp_().sum(1, keepdim=True)
             losses[here] = (total.log() + highest - score)[:, 0]
-            correct[here] = (score >= highest)[:, 0]
+            correct[here] = right[:, 0]
             if not any(each is not None for each in gradients):
                 continue
             slopes.scatter_add_(1, target, -total)  # softmax - one hot, times total

@@ -61,10 +61,10 @@ def load(folder: Path, decoder: EnhancedDecoder) -> dict[str, Any]:
 
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder}: has no {name}, so it is no saved decoder; {FRESH}")
+            raise ValueError(f"decoder={folder}: has no {name}, so it is no saved decoder; {FRESH}")
     try:
         config: dict[str, Any] = json.loads((folder / CONFIG).read_text("utf8"))
-        heads = config["num_heads"]
+        heads, _, _ = (config[key] for key in ("num_heads", "query", "model_type"))
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / CONFIG}: is damaged ({error!r}); {FRESH}") from error
     try:

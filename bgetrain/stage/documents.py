@@ -1,4 +1,4 @@
-"""The texts of a source as token ids to train on: cut at their limit, or as spans that were prepared once and kept."""
+"""The texts of a source as token ids to train on: cut at their limit, or as spans that are prepared once and kept."""
 
 import hashlib
 import json
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from bgetrain import distributed
-from bgetrain.data.files import fingerprint
 from bgetrain.data.spans import FORMAT
 from bgetrain.data.texts import Tokens
 from bgetrain.sources import Part, Texts
@@ -21,17 +20,27 @@ LOOKED_AT = 64  # texts, to tell two sources apart that are not read from files
 
 
 def opened(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any, world: World) -> Tokens:
-    """What a source is trained on; rank 0 prepares it with all cores, the others wait and read the same files."""
+    """What a source is trained on; rank 0 prepares it with all cores, the others wait and read the same files.
+
+    Raises:
+        ValueError: what `spans` raises, or the place of the caches cannot be written.
+    """
+    max_len, rules = part.source.passage_max_len, cfg["documents"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    folder = kept_in(cfg, part, texts, tokenizer)
+    folder = Path() if rules["cut"] == "truncate" else kept_in(cfg, part, texts, tokenizer)
+
+    def prepared() -> Tokens:
+        try:
+            made: Tokens = call(rules, texts, tokenizer, max_len, folder, num_workers=cores, advance=advance)
+        except OSError as error:
+            raise ValueError(
+                f"documents.cut={rules['cut']}: spans are kept in {folder.parent}: {error.strerror or error}; set "
+                "HF_DATASETS_CACHE to a place with 8 bytes for each token, or documents.cut=truncate"
+            ) from error
+        return made
+
     with embed.track(f"documents of {part.name}", len(texts), world) as advance:
-        tokens: Tokens = distributed.after_first(
-            world,
-            lambda: call(
-                cfg["documents"], texts, tokenizer, part.source.passage_max_len, folder, num_workers=cores, advance=advance
-            ),
-        )
-    return tokens
+        return distributed.after_first(world, prepared)
 
 
 def kept_in(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any) -> Path:
@@ -41,12 +50,14 @@ def kept_in(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any) -> Path
     sample = np.unique(np.linspace(0, len(texts) - 1, LOOKED_AT).astype(int)).tolist()
     words = json.loads(tokenizer.backend_tokenizer.to_str())
     words |= {"truncation": None, "padding": None}  # change with each use
+    stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in part.source.files]
     facts = [
         FORMAT,
-        fingerprint(part.source.files),
+        stamps,
         len(texts),
         texts.take(sample),
         words,
+        tokenizer.all_special_ids,
         part.source.passage_max_len,
         cfg["documents"],
         cfg["eval_every"] and cfg["eval_texts"],

@@ -85,7 +85,7 @@ class Work(NamedTuple):
 def work_of(trained: Trained, chunks: Sequence[WordChunk], step: int, watch: Stopwatch) -> Work:
     """Draws the encoder's masks and counts, in one exchange, what all ranks predict.
 
-    ZeRO-2 and 3 communicate in every pass: ranks with fewer chunks, or none, repeat one without its labels.
+    ZeRO-2 and 3 communicate in every pass: ranks with fewer chunks repeat one without its labels. Each has at least one.
     """
     world, masking = trained.world, trained.masking
     here = [to_device(chunk, world.device) for chunk in chunks]
@@ -154,12 +154,14 @@ def scored(trained: Trained, batch: WordBatch) -> dict[str, float]:
     work = work_of(trained, batch.chunks, 0, watch)
     total: dict[str, Tensor] = {}
     module.eval()
-    with torch.no_grad():
-        for number in range(len(work.chunks)):
-            output = forward(trained, work, number, 0, watch)
-            for name, value in {"loss": output.loss, **output.metrics}.items():
-                total[name] = total.get(name, 0.0) + value.double()
-    module.train()
+    try:
+        with torch.no_grad():
+            for number in range(len(work.chunks)):
+                output = forward(trained, work, number, 0, watch)
+                for name, value in {"loss": output.loss, **output.metrics}.items():
+                    total[name] = total.get(name, 0.0) + value.double()
+    finally:
+        module.train()
     sums = distributed.sum_over_ranks(torch.stack([value.cpu() for value in total.values()]), trained.world).tolist()
     return {f"held_out_{name}": value for name, value in zip(total, sums, strict=True)}
 

@@ -10,6 +10,7 @@ import torch
 from bgetrain import distributed
 from bgetrain.data.masking import Masking
 from bgetrain.data.texts import text_batch
+from bgetrain.data.tokenize import tokenize_words
 from bgetrain.model import decoder_folder
 from bgetrain.model.body import Body
 from bgetrain.model.dropout import replace_dropout
@@ -39,8 +40,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: distributed.after_first(world, lambda: supply.opened(source, lambda each: each.texts)),
         lambda: build.body(cfg, source, world, masked_lm=True),
     )
-    if body.tokenizer.mask_token_id is None:
-        raise ValueError("model.tokenizer has no mask token, which stage=retromae needs: choose a masked language model")
+    check(body.tokenizer)
     objective: Objective = call(cfg["loss"])
     module, origin = model_of(cfg, body, objective)
     if world.device.type == "cpu":
@@ -69,6 +69,23 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     return {"steps": supplied.total_steps, "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}
 
 
+def check(tokenizer: Any) -> None:
+    """Holds a tokenizer against what masked auto-encoding needs.
+
+    Raises:
+        ValueError: it has no mask token, or puts none before a text whose state could be the embedding.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ValueError("model.tokenizer has no mask token, which stage=retromae needs: choose a masked language model")
+    text, words = tokenize_words(tokenizer, ["a"], 8)
+    if int(words[0]) != -1:
+        first = int(text.ids[0])
+        raise ValueError(
+            f"model.tokenizer puts no special token before a text ({tokenizer.convert_ids_to_tokens(first)!r} comes first), and "
+            "stage=retromae makes the embedding of it: choose a tokenizer that adds [CLS] or <s>"
+        )
+
+
 def model_of(cfg: Mapping[str, Any], body: Body, objective: Objective) -> tuple[RetroMAE, str]:
     """The encoder and the decoder that trains it, and where the decoder's weights come from, in words.
 
@@ -83,8 +100,14 @@ def model_of(cfg: Mapping[str, Any], body: Body, objective: Objective) -> tuple[
     folder = Path(path).expanduser().parent / "decoder" if path and asked == "auto" else Path(asked).expanduser()
     if asked == "fresh" or (asked == "auto" and not (folder / decoder_folder.WEIGHTS).is_file()):
         return module, "fresh weights"
-    decoder_folder.load(folder, module.decoder)
-    return module, f"goes on from {folder}"
+    kind = body.backbone.config.model_type
+    saved = decoder_folder.load(folder, module.decoder)
+    if saved["model_type"] != kind:
+        raise ValueError(
+            f"{folder}: was trained beside {saved['model_type']!r}, but the model is {kind!r}; {decoder_folder.FRESH}"
+        )
+    before = "" if saved["query"] == objective.query else f", trained with query {saved['query']}"
+    return module, f"goes on from {folder}{before}"
 
 
 def announced(cfg: Mapping[str, Any], objective: Objective, origin: str) -> dict[str, str]:

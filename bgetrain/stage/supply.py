@@ -147,7 +147,9 @@ def pretraining(
         told |= {f"{name} of {part.name}" if source.mix else name: fact for name, fact in tokens.facts.items()}
         feeds.append(TextFeed(part.name, tokens))
         shapes.append(mixture.Bucket(number, len(tokens), batch))
-    made = supplied(cfg, mix, feeds, [], shapes, "texts")
+    if held:
+        told["held out"] = f"{sum(map(len, held)):,} texts, their first tokens, scored every {cfg['eval_every']:,} steps"
+    made = supplied(cfg, mix, feeds, [], shapes, "texts" if cfg["documents"]["cut"] == "truncate" else "spans")
     return made._replace(facts=made.facts | told), share_of(held, world) if held else None
 
 

@@ -62,7 +62,12 @@ def test_ids_and_words_are_those_of_the_tokenizer_itself(tokenizer, max_len, sid
     text, words = tokenize_words(tokenizer, TEXTS, max_len)
     assert unragged(text) == expected["input_ids"]
     ours = [each.tolist() for each in words.split(text.lengths.tolist())]
-    assert ours == [literal_words(expected.word_ids(number)) for number in range(len(TEXTS))]
+    special = {tokenizer.cls_token_id, tokenizer.sep_token_id}  # one text has one of them written in it
+    given = [
+        [None if each in special else word for each, word in zip(ids, expected.word_ids(number), strict=True)]
+        for number, ids in enumerate(expected["input_ids"])
+    ]
+    assert ours == [literal_words(each) for each in given]
     assert text.ids.dtype == text.lengths.dtype == words.dtype == torch.int64
     tokenizer.truncation_side = "right"
 

@@ -122,7 +122,7 @@ def test_what_is_held_out_is_not_trained_on_and_documents_are_spans_of_all_the_r
     ("more", "answer"),
     [
         (["eval_every=1", "eval_texts=30"], "eval_texts=30: of data=text 30 texts cannot be held out of 60"),
-        (["decoder=nowhere"], "nowhere: has no config.json, so it is no saved decoder; decoder=fresh starts a new one"),
+        (["decoder=nowhere"], "decoder=nowhere: has no config.json, so it is no saved decoder; decoder=fresh starts a new one"),
         (["documents.cut=truncate", "documents.across=true"], "across=true needs cut=sentences or cut=tokens"),
     ],
 )
