@@ -38,6 +38,18 @@ def several(world, runs: list[list[str]]) -> list[list[dict[str, float]]]:
     return logged
 
 
+def rewound(world, runs: list[list[str]]) -> list[list[list[dict[str, float]]]]:
+    """The lines of each run, and of its second half run again from the checkpoint in the middle."""
+    found = []
+    for arguments in runs:
+        found.append(several(world, [arguments]))
+        if world.rank == 0:
+            output = next(each.removeprefix("output_dir=") for each in arguments if each.startswith("output_dir="))
+            (Path(output) / "checkpoints" / "latest").write_text("step_2", "utf8")
+        found[-1] += several(world, [arguments])
+    return found
+
+
 def held_out(line: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in line.items() if name.startswith("held_out")}
 
@@ -56,6 +68,57 @@ def test_going_on_from_model_and_decoder_starts_where_they_ended(spawn, model_fo
     for other, side in ((fresh, "decoder"), (named, "encoder"), (named, "decoder")):
         assert other[f"held_out_{side}_loss"] != pytest.approx(ended[f"held_out_{side}_loss"], rel=2e-4)
     assert named["held_out_decoder_loss"] != pytest.approx(fresh["held_out_decoder_loss"], rel=2e-4)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_goes_on_from_its_checkpoint_with_the_figures_that_it_would_have_had(
+    size, spawn, model_folder, documents, tmp_path
+):
+    common = ["optim.lr=1e-3", "model.dropout=0.1", "total_steps=4", "save_every=2"]
+    split = ["engine=zero3", "+engine.zero_optimization.stage3_param_persistence_threshold=0"]
+    kinds = {"dupmae": ["loss=dupmae", "engine=zero1"], "mlm": ["loss=mlm", *split]}
+    runs = [overrides(model_folder, documents, tmp_path / name, *common, *more) for name, more in kinds.items()]
+    for whole, again in spawn(size, rewound, runs)[0]:
+        assert (len(whole), len(again)) == (4, 2)
+        for line, same in zip(whole[2:], again, strict=True):
+            names = [name for name in line if "loss" in name or name in ("grad_norm", "lr", "epoch")]
+            assert {name: line[name] for name in names} == pytest.approx({name: same[name] for name in names}, rel=1e-6)
+
+
+def test_scoring_is_without_dropout_and_leaves_training_as_it_was(spawn, model_folder, documents, tmp_path):
+    common = ["model.dropout=0.3", "total_steps=4"]
+    often, once, still = spawn(1, several, [
+        overrides(model_folder, documents, tmp_path / "often", *common, "optim.lr=1e-3", "eval_every=1"),
+        overrides(model_folder, documents, tmp_path / "once", *common, "optim.lr=1e-3", "eval_every=4"),
+        overrides(model_folder, documents, tmp_path / "still", *common, "optim.lr=1e-12", "eval_every=1"),
+    ])[0]  # fmt: skip
+    assert [line["loss"] for line in often] == [line["loss"] for line in once]
+    assert held_out(often[3]) == held_out(once[3])
+    for line in still[1:]:
+        assert held_out(line) == pytest.approx(held_out(still[0]), rel=1e-6)
+    assert len({line["loss"] for line in still}) == 4
+
+
+def test_a_decoder_of_another_architecture_is_refused_and_of_another_query_told(model_folder, tmp_path):
+    from transformers import AutoModelForMaskedLM
+
+    from bgetrain.loss.retromae import dupmae
+    from bgetrain.model import decoder_folder
+    from bgetrain.model.body import Body
+    from bgetrain.stage.retromae import model_of
+
+    body = Body(AutoModelForMaskedLM.from_pretrained(model_folder), None, "cls", 64, {}, None)
+    objective = dupmae(query="embedding", bag_of_words_weight=0.1, repeated="once")
+    cfg = {"seed": 1, "model": {"path": str(tmp_path / "model")}, "decoder": "auto"}
+    module, origin = model_of(cfg, body, objective)
+    assert origin == "fresh weights"
+    for kind in ("bert", "roberta"):
+        state = module.decoder.state_dict()
+        decoder_folder.save(tmp_path / "decoder", state, query="position", model_type=kind, num_heads=2)
+        if kind == "bert":
+            assert model_of(cfg, body, objective)[1] == f"goes on from {tmp_path}/decoder, trained with query position"
+    with pytest.raises(ValueError, match="was trained beside 'roberta', but the model is 'bert'; decoder=fresh starts a new one"):
+        model_of(cfg, body, objective)
 
 
 def test_held_out_figures_are_those_of_the_same_texts_and_masks_on_any_number_of_ranks(spawn, model_folder, documents, tmp_path):
