@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bgetrain import hub
 from bgetrain.model import lora as low_rank
-from bgetrain.model.masked_lm import HEADS, first_position
+from bgetrain.model.masked_lm import HEADS, architecture, first_position
 from bgetrain.model.pooling import pooling_of
 from bgetrain.types import NonNegativeInt, Pooling, PositiveFloat, PositiveInt, Ratio
 
@@ -64,14 +64,16 @@ def pretrained(
         vocabulary: not used; the checkpoint has one.
 
     Raises:
-        ValueError: there is no model at `path`, it cannot be read or reached, it lacks weights of the encoder, or there
-            is no peft for `lora`.
+        ValueError: there is no model at `path`, it cannot be read or reached, it lacks weights of the encoder, it is of an
+            architecture whose masked-LM form is not served, or there is no peft for `lora`.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     quiet()
     path = checked_path(path, "model.path")
     config = loaded(lambda: AutoConfig.from_pretrained(path), "model.path", path)
+    if masked_lm:
+        architecture(config)  # before the weights: transformers has other words for it, or none until a part is looked for
     if dropout is not None:
         set_dropout(config, dropout)
     torch.manual_seed(seed)
