@@ -37,7 +37,8 @@ def prepared(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     from bgetrain.model.retromae import RetroMAE
     from bgetrain.types import TextBatch
 
-    source = beir(asked.data, query_max_len=64, passage_max_len=512, query_instruction="", missing_negatives="random", split="train")
+    limits = {"query_max_len": 64, "passage_max_len": 512, "query_instruction": "", "missing_negatives": "random"}
+    source = beir(asked.data, **limits, split="train")
     texts = source.texts()
     tokenizer = train_wordpiece(texts.take(range(len(texts))), 30522, 512)
     chosen = np.random.default_rng(0).permutation(len(texts))[: asked.batch].tolist()
@@ -45,8 +46,8 @@ def prepared(asked: argparse.Namespace) -> tuple[Any, Any, Any]:
     layers, width = map(int, asked.size.split("x"))
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=30522, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64, intermediate_size=4 * width,
-        hidden_dropout_prob=asked.dropout, attention_probs_dropout_prob=asked.dropout,
+        vocab_size=30522, hidden_size=width, num_hidden_layers=layers, num_attention_heads=width // 64,
+        intermediate_size=4 * width, hidden_dropout_prob=asked.dropout, attention_probs_dropout_prob=asked.dropout,
     )  # fmt: skip
     module = RetroMAE(BertForMaskedLM(config), query="position", bag_of_words=False)
     rules = {"encoder_ratio": 0.3, "decoder_ratio": 0.5, "decoder_masks": 256}

@@ -1,6 +1,6 @@
 """What the pages and mistakes of the command line cost, beside `import torch`, which they do without.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 import resource
