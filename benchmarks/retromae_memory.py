@@ -156,6 +156,8 @@ def moments(model: Sizes, shape: Shape) -> dict[str, float]:
     loss = 2 * tokens * width * element + 2 * labels * width * element + 4 * labels * width
     logits = min(SLICES[shape.device], labels * model.vocabulary)
     loss += 4 * table + 4 * logits + ((table + logits) * element if element == 2 else 0)
+    if shape.device == "cpu" and element == 2:
+        loss += 4 * logits  # torch.addmm to bf16 makes its result in fp32 first on a CPU (measured alone)
 
     # gradients inside one layer while it is gone through
     working = tokens * element * ((4 if model.gated else 2) * inner + 2 * width)
