@@ -30,6 +30,7 @@ logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # deepspeed calls older names
 # on a CPU deepspeed would compile a shared-memory all-reduce, which needs g++, ninja and over a minute
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None  # which prints 18 lines into the user's terminal
 
 # deepspeed's top-level keys that leave the update what it is (its runtime/config.py, 0.19.8); sizes, precision, optimizer
 # and the like follow from keys of ours
