@@ -68,11 +68,11 @@ def fast(asked: argparse.Namespace) -> dict[str, float]:
     replace_dropout(module)
     engine: Any = SimpleNamespace(forward=module, backward=lambda loss, last: loss.backward())
     world = World(0, 1, 0, 1, torch.device("cpu"))
-    trained = masked.Trained(engine, retromae(query="position"), drawn, 0, world)
+    trained = masked.Trained(engine, retromae(query="position"), drawn, world)
     shares = []
 
     def step(number: int) -> float:
-        _, counts = masked.update_once(trained, number, masked.chunks_of(batch, asked.chunk_tokens, 0, asked.max_len))
+        _, counts = masked.update_once(trained, number, masked.chunks_of(batch, asked.chunk_tokens, 0))
         shares.append(counts.seconds["masking"])
         return 1 - counts.tokens / counts.padded
 

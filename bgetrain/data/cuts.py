@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bgetrain.data.tokenize import LONGEST_WORD, word_numbers
+from bgetrain.data.tokenize import word_begins, word_numbers
 
 ID_BITS = 26  # 67 million words: two hundred times the largest vocabulary of today
 ID = np.uint32((1 << ID_BITS) - 1)
@@ -52,7 +52,7 @@ def marked(tokenizer: Any, text: str, special: np.ndarray, *, sentences: bool) -
     if not len(tokens):
         return tokens
     words = word_numbers(encoded, special)
-    begins = word_begins(words)
+    begins = word_begins(words, np.zeros(1, np.int64))
     starts, ends = np.fromiter(chain.from_iterable(encoded.offsets), np.int64, 2 * len(tokens)).reshape(-1, 2).T
     # tokens that share a character, as bytes of it, are not parted
     tokens |= BEGINS * begins | WORD * (begins & (starts >= np.concatenate([starts[:1], ends[:-1]])))
@@ -66,17 +66,6 @@ def marked(tokenizer: Any, text: str, special: np.ndarray, *, sentences: bool) -
     return tokens
 
 
-def word_begins(words: np.ndarray) -> np.ndarray:
-    """Whether a word begins at each token; in a 'word' of more than `LONGEST_WORD` tokens one begins at each.
-
-    Args:
-        words: float [T], the tokenizer's number of each token's word, NaN where it has none; T > 0.
-    """
-    begins = np.concatenate([[True], words[1:] != words[:-1]])
-    lengths = np.diff(np.append(np.flatnonzero(begins), len(words)))
-    return begins | np.repeat(lengths > LONGEST_WORD, lengths)
-
-
 def spans_of(
     stream: Iterable[np.ndarray], room: int, *, sentences: bool, separator: int | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -86,7 +75,7 @@ def spans_of(
         stream: uint32 [n] each, n > 0: documents of `marked` end to end, broken anywhere.
         room: tokens of a span, > 0.
         sentences: a span ends at the last sentence end that fits, unless it would be less than half full. Else, and where
-            there is none, it ends at the last word boundary that fits, `LONGEST_WORD` tokens before its limit at most, and
+            there is none, it ends at the last word boundary that fits, `tokenize.LONGEST_WORD` tokens before its limit at most, and
             at the limit only where there is none either.
         separator: spans go on over the ends of documents, with this token between these; None: they do not.
 

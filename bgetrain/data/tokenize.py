@@ -82,14 +82,24 @@ def numbered(given: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         int64 [T], -1 on special tokens.
     """
     special = np.isnan(given)
-    first = np.append(True, given[1:] != given[:-1])[: len(given)]
     starts = np.cumsum(lengths) - lengths
-    first[starts[lengths > 0]] = True
-    run = np.cumsum(first) - 1
-    first |= np.bincount(run)[run] > LONGEST_WORD
+    first = word_begins(given, starts[lengths > 0])
     count = np.cumsum(first & ~special)  # words up to each token, over all texts
     before = np.append(0, count)[starts]
     return np.where(special, -1, count - 1 - np.repeat(before, lengths))
+
+
+def word_begins(given: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Whether a word begins at each token; in a 'word' of more than `LONGEST_WORD` tokens one begins at each.
+
+    Args:
+        given: float64 [T], of `numbered`.
+        starts: where texts begin.
+    """
+    begins = np.append(True, given[1:] != given[:-1])[: len(given)]
+    begins[starts] = True
+    run = np.cumsum(begins) - 1
+    return begins | (np.bincount(run)[run] > LONGEST_WORD)
 
 
 def backend(tokenizer: Any, max_len: int) -> Any:

@@ -26,7 +26,7 @@ def opened(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any, world: W
         ValueError: what `spans` raises, or the place of the caches cannot be written.
     """
     max_len, rules = part.source.passage_max_len, cfg["documents"]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0))
     folder = Path() if rules["cut"] == "truncate" else kept_in(cfg, part, texts, tokenizer)
 
     def prepared() -> Tokens:

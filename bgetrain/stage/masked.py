@@ -24,16 +24,12 @@ class WordBatch(NamedTuple):
 
     Attributes:
         chunks: of at most `chunk_tokens` padded tokens each.
-        texts: N of them.
-        tokens: real ones.
-        full: texts that are as long as allowed.
+        lengths: int64 [N], tokens of each text.
         epoch: passes over the data completed when the step began.
     """
 
     chunks: list[WordChunk]
-    texts: int
-    tokens: int
-    full: int
+    lengths: Tensor
     epoch: float
 
 
@@ -44,26 +40,24 @@ class Trained(NamedTuple):
         engine: its module is `RetroMAE`.
         objective: what it is trained for.
         masking: how texts are masked.
-        seed: of dropout.
         world: all ranks.
     """
 
     engine: Engine
     objective: Objective
     masking: Masking
-    seed: int
     world: World
 
 
-def chunked(batch_at: Callable[[int], TextBatch], chunk_tokens: int, pad_id: int, max_len: int, step: int) -> WordBatch:
+def chunked(batch_at: Callable[[int], TextBatch], chunk_tokens: int, pad_id: int, step: int) -> WordBatch:
     """The batch of a step in chunks of texts of similar length."""
-    return chunks_of(batch_at(step), chunk_tokens, pad_id, max_len)
+    return chunks_of(batch_at(step), chunk_tokens, pad_id)
 
 
-def chunks_of(batch: TextBatch, chunk_tokens: int, pad_id: int, max_len: int) -> WordBatch:
+def chunks_of(batch: TextBatch, chunk_tokens: int, pad_id: int) -> WordBatch:
     lengths = batch.text.lengths
     chunks = [word_chunk(batch, group, pad_id) for group in cut(lengths, chunk_tokens, padded=True)]
-    return WordBatch(chunks, len(lengths), int(lengths.sum()), int((lengths >= max_len).sum()), batch.epoch)
+    return WordBatch(chunks, lengths, batch.epoch)
 
 
 class Work(NamedTuple):
@@ -136,7 +130,7 @@ def update_once(trained: Trained, step: int, batch: WordBatch) -> tuple[LossOutp
     """One step's loss and gradient, averaged over the labelled tokens of all ranks."""
     watch = Stopwatch(trained.world.device)
     work = work_of(trained, batch.chunks, step, watch)
-    seeds = chunk_seeds(trained.seed, step, trained.world.rank, len(work.chunks))
+    seeds = chunk_seeds(trained.masking.seed, step, trained.world.rank, len(work.chunks))
 
     def loss(number: int) -> LossOutput:
         torch.manual_seed(seeds[number])
@@ -144,7 +138,7 @@ def update_once(trained: Trained, step: int, batch: WordBatch) -> tuple[LossOutp
 
     output = summed_step(trained.engine, len(work.chunks), loss)
     padded = sum(chunk.ids.numel() for chunk in work.chunks)
-    return output, Counts(batch.texts, batch.tokens, padded, {"masking": watch.seconds()})
+    return output, Counts(len(batch.lengths), int(batch.lengths.sum()), padded, {"masking": watch.seconds()})
 
 
 def scored(trained: Trained, batch: WordBatch) -> dict[str, float]:

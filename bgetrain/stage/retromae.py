@@ -49,15 +49,19 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     engine, schedule = build.engine(cfg, module, world)
     words = {"mask_id": body.tokenizer.mask_token_id, "vocab_size": len(body.tokenizer), "seed": cfg["seed"]}
     masking: Masking = call(cfg["masking"], **words)
-    trained = masked.Trained(engine, objective, masking, cfg["seed"], world)
-    shape = (cfg["chunk_tokens"], body.tokenizer.pad_token_id, source.passage_max_len)
+    trained = masked.Trained(engine, objective, masking, world)
+    shape = (cfg["chunk_tokens"], body.tokenizer.pad_token_id)
     clean_at = partial(text_batch, supplied.feeds, supplied.plan, partial(distributed.share, world=world))
     batch_at = partial(masked.chunked, clean_at, *shape)
     first_step = build.resumed(cfg, engine, lambda: masked.probe(trained, batch_at(1)))
     foreseen = batch_at(first_step)
-    facts = {**supplied.facts, **announced(cfg, objective, origin), **lengths_told(cfg, foreseen)}
+    facts = {
+        **supplied.facts,
+        **announced(cfg, objective, origin),
+        **lengths_told(cfg, foreseen.lengths >= source.passage_max_len),
+    }
     facts |= {
-        "tokens per step": f"about {foreseen.tokens * supplied.plan.size(first_step) // foreseen.texts:,}",
+        "tokens per step": f"about {int(foreseen.lengths.sum()) * supplied.plan.size(first_step) // len(foreseen.lengths):,}",
         "steps": f"{first_step} to {supplied.total_steps} ({supplied.plan.epoch(supplied.total_steps + 1):.2f} epochs)",
     }
     build.announce(cfg, body, engine, supplied.sizes, facts, world)
@@ -121,11 +125,11 @@ def announced(cfg: Mapping[str, Any], objective: Objective, origin: str) -> dict
     }
 
 
-def lengths_told(cfg: Mapping[str, Any], batch: masked.WordBatch) -> dict[str, str]:
-    """How many texts are as long as allowed, where what is longer is cut away."""
-    if cfg["documents"]["cut"] != "truncate" or not batch.full:
+def lengths_told(cfg: Mapping[str, Any], full: torch.Tensor) -> dict[str, str]:
+    """How many texts are as long as allowed, bool [N], where what is longer is cut away."""
+    if cfg["documents"]["cut"] != "truncate" or not full.any():
         return {}
-    share = f"{batch.full / batch.texts:.0%} of the texts of this batch, or cut; documents.cut=sentences would keep all of them"
+    share = f"{float(full.float().mean()):.0%} of the texts of this batch, or cut; documents.cut=sentences would keep all of them"
     return {"as long as allowed": share}
 
 
