@@ -75,7 +75,7 @@ def spans_of(
         stream: uint32 [n] each, n > 0: documents of `marked` end to end, broken anywhere.
         room: tokens of a span, > 0.
         sentences: a span ends at the last sentence end that fits, unless it would be less than half full. Else, and where
-            there is none, it ends at the last word boundary that fits, `tokenize.LONGEST_WORD` tokens before its limit at most, and
+            there is none, it ends at the last word boundary that fits, `LONGEST_WORD` tokens before its limit at most, and
             at the limit only where there is none either.
         separator: spans go on over the ends of documents, with this token between these; None: they do not.
 
