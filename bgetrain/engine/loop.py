@@ -17,6 +17,7 @@ import torch
 from bgetrain.distributed import gather_arrays, max_of_each, max_over_ranks, sum_over_ranks
 from bgetrain.engine import checkpoint
 from bgetrain.engine.ahead import ahead
+from bgetrain.engine.best import Scoring
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.machine import peak_bytes
 from bgetrain.types import Interrupted, LossOutput, World
@@ -55,8 +56,7 @@ def fit(
     num_workers: int,
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
-    score: Callable[[], dict[str, float]] | None = None,
-    score_every: int | None = None,
+    scoring: Scoring | None = None,
 ) -> dict[str, float]:
     """Trains from `first_step` to `total_steps`.
 
@@ -74,8 +74,7 @@ def fit(
         num_workers: processes that make batches ahead of time; 0: a thread does.
         world: all ranks.
         describe: (batch, places of queries in it) -> what to write of rows at fault; None: they cannot be told.
-        score: figures of held-out data, on all ranks alike; None: there are none.
-        score_every: steps between two of them, and after the last step; None: never.
+        scoring: of held-out data; None: there is none.
 
     Returns:
         The last logged metrics.
@@ -102,11 +101,11 @@ def fit(
             if not math.isfinite(norm):
                 raise FloatingPointError(f"gradient is not finite at step {step} on rank {world.rank}: {norm}; not saved")
             window.add(output, counts, norm)
-            due = score_every is not None and not stop and (step % score_every == 0 or step == total_steps)
+            due = scoring is not None and not stop and (step % scoring.every == 0 or step == total_steps)
             if step % log_every == 0 or step in (total_steps, first_step) or stop or due:
                 logged = {**window.close(step), "lr": rate, "epoch": batch.epoch, **skipped(engine)}
-                if due and score is not None:
-                    logged |= score()
+                if due and scoring is not None:
+                    logged |= scoring.score()
                     window.began = time.perf_counter()  # its seconds are not the next steps'
                 log(step, logged)
             if step % save_every == 0 or stop or step == total_steps:

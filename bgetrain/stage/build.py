@@ -14,6 +14,7 @@ from bgetrain import distributed, output
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
+from bgetrain.engine.best import Scoring
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.loop import Counts, fit
 from bgetrain.logger import console
@@ -159,7 +160,7 @@ def train(
     log: Callable[[int, dict[str, float]], None],
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
-    score: Callable[[], dict[str, float]] | None = None,
+    scoring: Scoring | None = None,
 ) -> dict[str, float]:
     """`fit` with the keys that every training stage has; returns the last figures logged."""
     return fit(
@@ -176,8 +177,7 @@ def train(
         num_workers=cfg["num_workers"],
         world=world,
         describe=describe,
-        score=score,
-        score_every=cfg.get("eval_every"),
+        scoring=scoring,
     )
 
 

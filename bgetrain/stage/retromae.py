@@ -11,6 +11,7 @@ from bgetrain import distributed
 from bgetrain.data.masking import Masking
 from bgetrain.data.texts import text_batch
 from bgetrain.data.tokenize import tokenize_words
+from bgetrain.engine.best import Scoring
 from bgetrain.model import decoder_folder
 from bgetrain.model.body import Body
 from bgetrain.model.dropout import replace_dropout
@@ -66,9 +67,11 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     }
     build.announce(cfg, body, engine, supplied.sizes, facts, world)
     del foreseen
-    scored = held and partial(masked.scored, trained, masked.chunks_of(held, *shape))
+    scoring = held and Scoring(
+        partial(masked.scored, trained, masked.chunks_of(held, *shape)), cfg["eval_every"], "held_out_loss", None
+    )
     update, steps = partial(masked.update_once, trained), range(first_step, supplied.total_steps + 1)
-    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, score=scored)
+    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, scoring=scoring)
     save(cfg, trained, body, source, world)
     return {"steps": supplied.total_steps, "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}
 

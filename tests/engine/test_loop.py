@@ -13,6 +13,7 @@ import torch
 
 from bgetrain.engine import checkpoint, loop
 from bgetrain.engine.ahead import ahead
+from bgetrain.engine.best import Scoring
 from bgetrain.types import Interrupted, LossOutput, TrainState, World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -81,7 +82,12 @@ def test_held_out_figures_come_every_score_every_steps_and_at_the_end_and_cost_n
         scored.append(1)
         return {"held_out_loss": float(len(scored))}
 
-    fit(tmp_path, Counter(), log=lambda step, metrics: lines.update({step: metrics}), score=score, score_every=3)
+    fit(
+        tmp_path,
+        Counter(),
+        log=lambda step, metrics: lines.update({step: metrics}),
+        scoring=Scoring(score, 3, "held_out_loss", None),
+    )
     assert {step: line["held_out_loss"] for step, line in lines.items() if "held_out_loss" in line} == {3: 1, 6: 2, 9: 3, 10: 4}
     assert list(lines) == [1, 3, 4, 6, 8, 9, 10]
     assert lines[4]["queries_per_second"] > 2 / 0.3  # one step of two queries: with the score in it, it would take longer
