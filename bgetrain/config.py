@@ -85,6 +85,7 @@ class Config:
     num_workers: "NonNegativeInt"
     log_every: "PositiveInt"
     save_every: "PositiveInt"
+    preflight: "bool"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
