@@ -219,9 +219,7 @@ def same_files(own: Mapping[str, str], first: Mapping[str, str], faults: Mapping
     """
     if faults:
         name, reason = next(iter(faults.items()))
-        return Finding(
-            "data", "error", f"{name}: cannot be read here ({reason}): copy it, or read from a folder all machines share"
-        )
+        return Finding("data", "error", f"{name}: cannot be read here ({reason}): copy it here, or read from a shared folder")
     if list(own.values()) != list(first.values()):
         mine = next((name for name, each in own.items() if each not in first.values()), next(iter(own), "nothing"))
         line = f"{mine} is not what rank 0 has ({len(own)} files here, {len(first)} there): "
@@ -243,4 +241,6 @@ def same_weights(own: Mapping[str, int], first: Mapping[str, int]) -> Finding:
     if other:
         line = f"{len(other)} of {len(first)} parameters differ from rank 0's, the first is {other[0]}: "
         return Finding("weights", "error", line + "give all machines the same model folder and the same output_dir")
-    return Finding("weights", "ok", f"{len(own)} parameters, the same on all ranks" if own else "each rank holds its own part")
+    return Finding(
+        "weights", "ok", f"{len(own)} parameters, the same on all ranks" if own else "not compared: one rank, or ZeRO-3"
+    )

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,11 +147,12 @@ def training(cfg: build.Config, start: Start, world: World) -> list[Finding]:
 def disk(cfg: build.Config, start: Start, world: World) -> Finding:
     """Room for what rank 0 counts: checkpoints to come beside those that lie there, and `model/`."""
     folder = Path(cfg["output_dir"])
-    saves = -(-len(start.steps) // cfg["save_every"])
+    saves = -(-len(start.steps) // cfg.get("save_every", 1))
     there = len(list((folder / "checkpoints").glob("step_*")))
     count = max(min(1, saves), min(saves, cfg.get("keep", KEEP) + 2 - there))
     sizes = trial.checkpoint_bytes(start.running), count, trial.model_bytes(start.running)
-    return diagnosis.disk(str(folder), shutil.disk_usage(folder).free, quota(folder), *sizes)
+    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())  # it may not be writable
+    return diagnosis.disk(str(folder), shutil.disk_usage(place).free, quota(place), *sizes)
 
 
 def quota(folder: Path) -> int | None:
@@ -200,6 +202,7 @@ def free_memory(running: Engine, world: World) -> Finding:
     return diagnosis.memory(free_bytes(world), foreign, memory.pending_bytes(running), world.device.type)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Package -> its version, of Python and all that bgetrain requires and is installed."""
     found = {"python": platform.python_version()}
