@@ -158,10 +158,8 @@ def link(own: float, others: Sequence[float], sender: str) -> Finding:
     """
     usual = median(others) if others else own
     if own * SLOW_LINK < usual:
-        line = (
-            f"{own / GB:.2g} GB/s arrive from {sender}, {usual / GB:.2g} GB/s at the other ranks, and all wait for the slowest: "
-        )
-        return Finding("slowest link", "warning", line + "look at the cable, switch or network device of both")
+        line = f"{own / GB:.2g} GB/s arrive from {sender}, {usual / GB:.2g} GB/s at the other ranks: "
+        return Finding("slowest link", "warning", line + "all wait for the slowest; see cable, switch and network device of both")
     return Finding("slowest link", "ok", f"{min([own, *others]) / GB:.2g} GB/s" if others else "none: one rank")
 
 

@@ -208,3 +208,85 @@ WARNED = {
     "fewer": r"warning: ranks 0-1 \(node0, node1\): output_dir=.*: 0\.7 MB free, 3 checkpoints of 0\.3 MB and model/ of 0\.1 MB "
     r"do not fit: make room, choose another output_dir, or keep fewer \(keep=1\)",
 }
+
+
+# --- stage=doctor -----------------------------------------------------------------------------------------------------
+
+
+def doctored(world, jobs: list[list[str]]) -> list[tuple[dict[str, Any], str]]:
+    """The report of each, and the error."""
+    import json
+
+    from ranks import run_stage
+
+    from bgetrain import distributed
+
+    found = []
+    for job in jobs:
+        output = next(Path(each.partition("=")[2]) for each in job if each.startswith("output_dir="))
+        # what begins with [1]: is meant for rank 1 alone
+        own = [each.removeprefix(f"[{world.rank}]:") for each in job if not each.startswith(f"[{1 - world.rank}]:")]
+        error = ""
+        try:
+            run_stage(world, ["stage=doctor", *own])
+        except ValueError as fault:
+            error = str(fault)
+        distributed.barrier(world)
+        found.append((json.loads((output / "report.json").read_text()), error))
+    return found
+
+
+def test_two_ranks_with_a_model_and_data_of_the_user(spawn, model_folder, beir_folder, tmp_path):
+    given = ["model=pretrained", f"model.path={model_folder}", "data=beir", "data.passage_max_len=32", "data.query_max_len=16"]
+    here, nowhere = f"data.path={beir_folder}", f"data.path={tmp_path / 'nowhere'}"
+    jobs = [
+        [f"output_dir={tmp_path / 'good'}", *given, here, "engine=zero2"],
+        [f"output_dir={tmp_path / 'bad'}", *given, f"[0]:{here}", f"[1]:{nowhere}"],
+    ]
+    (good, bad), others = spawn(2, doctored, jobs)
+    assert [error for _, error in others] == [good[1], bad[1]]
+    assert good[1] == ""
+    report = {each["name"]: each for each in good[0]["checks"]}
+    assert (good[0]["ranks"], good[0]["device"], len(report)) == (2, "cpu", 18)
+    assert {each["level"] for each in report.values()} <= {"ok", "warning"}
+    assert report["data"]["line"] == "4 files, the same on all ranks"
+    assert report["weights"]["line"] == "37 parameters, the same on all ranks"
+    assert report["one step"]["line"].startswith("DeepSpeed ZeRO-2 in fp32: loss ")
+    assert re.fullmatch(r"rank 1 \(.*\): data.path=.*/nowhere: no such file or folder", bad[1])
+    assert [each["name"] for each in bad[0]["checks"] if each["level"] == "error"] == ["model and data"]
+
+
+def test_the_command_alone_in_an_empty_folder(tmp_path, monkeypatch, capsys):
+    import json
+
+    from bgetrain import cli
+
+    monkeypatch.chdir(tmp_path)
+    small = ["model.vocab_size=300", "model.hidden_size=16", "model.intermediate_size=32"]
+    assert cli.main(["stage=doctor", *small]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("stage=doctor, 1 rank (cpu)\n  check  ")
+    assert re.search(r"\n  one step +ok +DeepSpeed ZeRO-1 in fp32: loss \d", said)
+    assert said.endswith("doctor done: 18 checks, 0 warnings, 0 errors\n")
+    report = json.loads((tmp_path / "outputs/doctor/report.json").read_text())
+    assert [each["name"] for each in report["checks"]][-1] == "one step"
+    assert json.loads((tmp_path / "outputs/doctor/result.json").read_text())["checks"] == 18
+    # it runs anew, and what fails is in the table, in the report and in one line with status 2
+    assert cli.main(["stage=doctor", "model=pretrained", "model.path=./none"]) == 2
+    told = capsys.readouterr()
+    assert told.out.endswith("doctor done: 10 checks, 0 warnings, 1 errors\n")
+    words = "model.path=./none: there is no such folder, so it is no model: give a folder that save_pretrained wrote, or a hub id"
+    assert f"  model and data  error  {words}\n" in told.out
+    assert told.err.splitlines()[-1] == f"bgetrain: {words}"
+    assert not (tmp_path / "outputs/doctor/result.json").exists()
+    report = json.loads((tmp_path / "outputs/doctor/report.json").read_text())
+    assert [each["line"] for each in report["checks"] if each["level"] == "error"] == [words]
+
+
+def test_training_says_in_one_line_what_was_checked(model_folder, beir_folder, tmp_path, capsys):
+    from bgetrain import cli
+
+    given = configure("finetune", 1, model_folder, beir_folder, tmp_path)
+    assert cli.main([*given, "total_steps=1"]) == 0
+    line = r"\n  checked +16 checks in \d+\.\d s, 1 rank, [\d,.]+ GB free for 1 checkpoint of 0\.3 MB\n"
+    assert re.search(line, capsys.readouterr().err)
