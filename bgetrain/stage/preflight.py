@@ -78,7 +78,8 @@ def checked(cfg: build.Config, start: Start, world: World) -> dict[str, str]:
             if each.level == "warning":
                 console.say(f"warning: {each.line}")
     refuse(found, "preflight=false trains all the same")
-    figures = [each.line for name in FIGURES for each in found if each.name == name and (world.size > 1 or name == "disk")]
+    own = FIGURES if world.size > 1 else FIGURES[1:]
+    figures = [each.line for name in own for each in found if each.name == name and each.level == "ok"]
     ranks = f"{world.size} rank{'s' * (world.size > 1)}"
     return {"checked": ", ".join([f"{len(found)} checks in {time.perf_counter() - began:.1f} s", ranks, *figures])}
 

@@ -190,6 +190,8 @@ ERRORS = {
     "versions": ODD + "torch 2.8.0 (rank 0: 2.9.1): install the same versions on all machines",
     "disk": "ranks 0-1 (node0, node1): output_dir={out}: 0.1 MB free, one checkpoint of 0.3 MB and model/ of 0.1 MB do not fit: "
     "make room, or choose another output_dir",
+    "shm": "ranks 0-1 (node0, node1): /dev/shm has 12 MB free, num_workers=10000 needs about 1.6 GB: start the container with "
+    "--shm-size=4g, or num_workers=0",
     "wrong": ODD + "all-reduce over all ranks gives 2 wrong numbers: the network library or a device is broken; try "
     "NCCL_P2P_DISABLE=1, or leave this machine out",
     "memory": ODD + "out of memory in the forward and backward pass of one chunk of the longest rows: lower chunk_tokens, set "
