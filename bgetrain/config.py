@@ -88,6 +88,7 @@ class Config:
     keep: "PositiveInt"
     save_async: "bool"
     on_nonfinite: "str"
+    preflight: "bool"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

@@ -211,3 +211,34 @@ def after_first(world: World, make: Callable[[], T]) -> T:
 def barrier(world: World) -> None:
     """Waits until every rank is here."""
     max_over_ranks(0, world)
+
+
+def gather_objects(value: T, world: World) -> list[T]:
+    """What every rank has, on every rank, in rank order; small things that can be pickled."""
+    if world.size == 1:
+        return [value]
+    found: list[Any] = [None] * world.size
+    dist.all_gather_object(found, value)
+    return found
+
+
+def pass_on(tensor: Tensor, world: World) -> Tensor:
+    """Sends a tensor to the next rank, the last one to the first, and returns what the rank before sent.
+
+    Args:
+        tensor: of the same shape and type on every rank.
+        world: all ranks.
+    """
+    received = torch.empty_like(tensor)
+    after, before = (world.rank + 1) % world.size, (world.rank - 1) % world.size
+    for each in dist.batch_isend_irecv([dist.P2POp(dist.isend, tensor, after), dist.P2POp(dist.irecv, received, before)]):
+        each.wait()
+    return received
+
+
+def meeting_place(world: World) -> tuple[str, int] | None:
+    """Host and port of the store where the ranks met; None where there is one rank, or another kind of store."""
+    store = dist.distributed_c10d._get_default_store() if world.size > 1 else None
+    while isinstance(store, dist.PrefixStore):
+        store = store.underlying_store
+    return (store.host, store.port) if isinstance(store, dist.TCPStore) else None

@@ -19,6 +19,7 @@ FREE = (
     "resume",
     "log_every",
     "save_every",
+    "preflight",
     "output_dir",
     "cluster",
     "logger",

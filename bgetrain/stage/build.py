@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,8 +34,17 @@ T = TypeVar("T")
 
 
 def source(cfg: Config, world: World) -> Source:
-    """Opens the data that `cfg.data` names and records its fingerprint."""
-    opened = distributed.after_first(world, lambda: call(cfg["data"]))
+    """Opens the data that `cfg.data` names and records its fingerprint.
+
+    Raises:
+        ValueError: it cannot be opened; names the rank where rank 0 could.
+    """
+    try:
+        opened = distributed.after_first(world, lambda: call(cfg["data"]))
+    except ValueError as error:
+        if world.rank == 0:
+            raise
+        raise ValueError(f"rank {world.rank} ({socket.gethostname()}): {error}, though rank 0 can open it") from error
     if world.rank == 0:
         output.add_fingerprints(cfg["output_dir"], fingerprint(opened.files), cfg["resume"])
     return opened

@@ -14,7 +14,7 @@ from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.window import Counts
-from bgetrain.stage import build, embed, supply
+from bgetrain.stage import build, embed, preflight, supply
 from bgetrain.target import call
 from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World
 
@@ -60,10 +60,13 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     budget = memory.plan(cfg["step_mode"], cfg["memory_limit"], footprint, engine)
     first = batch_at(first_step)
     facts = announced(cfg, supplied, first_step, first, prepare(first, cfg["chunk_tokens"], pad_id, budget, world), world)
-    build.announce(cfg, body, engine, supplied.sizes, facts, world)
-    del first
-    update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     steps, describe = range(first_step, supplied.total_steps + 1), partial(described, supplied.feeds)
+    texts = join(first.query, first.passage)
+    trial = partial(preflight.embedded, engine, texts, longest, cfg["chunk_tokens"], pad_id, world)
+    facts |= preflight.checked(cfg, preflight.Start(engine, body.tokenizer, source.files, steps, first, trial), world)
+    build.announce(cfg, body, engine, supplied.sizes, facts, world)
+    del first, texts, trial
+    update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
     build.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": supplied.total_steps, "rows": sum(map(len, rows)), "training": figures}

@@ -16,7 +16,7 @@ from bgetrain.model import decoder_folder
 from bgetrain.model.body import Body
 from bgetrain.model.dropout import replace_dropout
 from bgetrain.model.retromae import RetroMAE
-from bgetrain.stage import build, masked, supply
+from bgetrain.stage import build, masked, preflight, supply
 from bgetrain.target import call
 from bgetrain.types import Objective, World
 
@@ -65,12 +65,15 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         "tokens per step": f"about {int(foreseen.lengths.sum()) * supplied.plan.size(first_step) // len(foreseen.lengths):,}",
         "steps": f"{first_step} to {supplied.total_steps} ({supplied.plan.epoch(supplied.total_steps + 1):.2f} epochs)",
     }
+    steps = range(first_step, supplied.total_steps + 1)
+    trial = partial(preflight.reconstructed, trained, foreseen, source.passage_max_len, cfg["chunk_tokens"])
+    facts |= preflight.checked(cfg, preflight.Start(engine, body.tokenizer, source.files, steps, foreseen, trial), world)
     build.announce(cfg, body, engine, supplied.sizes, facts, world)
-    del foreseen
+    del foreseen, trial
     scoring = held and Scoring(
         partial(masked.scored, trained, masked.chunks_of(held, *shape)), cfg["eval_every"], "held_out_loss", None
     )
-    update, steps = partial(masked.update_once, trained), range(first_step, supplied.total_steps + 1)
+    update = partial(masked.update_once, trained)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, scoring=scoring)
     save(cfg, trained, body, source, world)
     return {"steps": supplied.total_steps, "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}

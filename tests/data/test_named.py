@@ -18,7 +18,7 @@ from bgetrain.sources import Row
 from bgetrain.target import call
 
 # options that name no set: formats, and what reads this machine
-FORMATS = {"beir", "jsonl", "text", "mixture", "pydocs"}
+FORMATS = {"beir", "jsonl", "text", "mixture", "pydocs", "synthetic"}
 
 
 class Case(NamedTuple):
