@@ -1,12 +1,9 @@
 """The only training loop."""
 
-import contextlib
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +16,7 @@ from bgetrain.engine import checkpoint
 from bgetrain.engine.ahead import ahead
 from bgetrain.engine.best import Scoring
 from bgetrain.engine.deepspeed import Engine
+from bgetrain.engine.interrupts import asked_to_stop
 from bgetrain.engine.machine import peak_bytes
 from bgetrain.types import Interrupted, LossOutput, World
 
@@ -203,25 +201,3 @@ class Window:
         }
         self.start()
         return figures
-
-
-@contextlib.contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """Sets an event on the first SIGINT or SIGTERM; the second ends this process at once."""
-    event = threading.Event()
-
-    def ask(number: int, _frame: object) -> None:
-        if event.is_set():
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        event.set()
-
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    earlier = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield event
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
