@@ -25,6 +25,7 @@ BEATING: list["Pulse"] = []  # of this process: one at a time
 BEATS = 20  # in the time that a rank may be silent
 LONGEST_PERIOD, SHORTEST_PERIOD = 3.0, 0.1  # seconds between two beats
 PATIENCE_SECONDS = 3.0  # for a main thread that may be about to say why by itself
+STACKS_SECONDS = 15.0  # for all ranks to have written their stacks; they have within a beat, but for a busy machine
 CRASH = 1  # exit status
 
 
@@ -91,7 +92,7 @@ class Pulse:
 
     def __init__(self, board: Board, silence: float, limit: float, folder: Path) -> None:
         self.board, self.silence, self.limit, self.folder = board, silence, limit, folder
-        self.judging = True
+        self.judging, self.dumping = True, False
         # a peer that works beats several times in this; used where something is known to be wrong
         self.moment = 2 * board.period + 0.5
 
@@ -142,14 +143,14 @@ class Pulse:
         if board.broken is not None:
             late = now - board.broken > min(silence, PATIENCE_SECONDS)
             return Departure(CRASH, f"{keeper} is gone{GOES_ON}") if late else None
+        # a moment's silence is no figure to state: what is known then is that contact was lost
+        how = f"silent for over {silence:g} s, dead or frozen" if silence == self.silence else "contact is lost, dead or frozen"
         if now - board.reached > silence:
-            return Departure(CRASH, f"{keeper} has not answered for {self.silence:g} s: dead or frozen{GOES_ON}")
+            return Departure(CRASH, f"{keeper[:-1]}: {how}{GOES_ON}")
         silent = [rank for rank in board.heard if self.is_running(rank) and board.reached - board.heard[rank] > silence]
         if not silent:
             return None
         names = "; ".join(map(board.name, silent))
-        # a moment's silence is no figure to state: what is known is that contact was lost
-        how = f"silent for over {silence:g} s, dead or frozen" if silence == self.silence else "contact is lost, dead or frozen"
         return Departure(CRASH, f"{names}: {how}{GOES_ON}")
 
     def is_running(self, rank: int) -> bool:
@@ -158,14 +159,15 @@ class Pulse:
 
     def stuck(self) -> Departure:
         """Writes this rank's stacks, waits for the others to have written theirs, and says where all are."""
+        self.dumping = True
         board, doing = self.board, stacks.standing()
         stacks.dump(self.folder / f"rank_{board.rank}.txt", board.name(board.rank))
         board.publish(Record(0, "stuck", CRASH, "", doing))
-        self.until(lambda: self.states().count("stuck") == len(board.heard), PATIENCE_SECONDS + 3 * board.period)
+        self.until(lambda: self.states().count("stuck") == len(board.heard), STACKS_SECONDS)
         known = {rank: each.doing for rank, each in board.others.items() if each.state == "stuck"} | {board.rank: doing}
         by_doing: dict[str, list[str]] = {}
         for rank in sorted([*board.heard, board.rank]):
-            by_doing.setdefault(known.get(rank, "does not answer"), []).append(str(rank))
+            by_doing.setdefault(known.get(rank, "without an answer"), []).append(str(rank))
         words = "; ".join(f"rank{'s' * (len(ranks) > 1)} {', '.join(ranks)} {doing}" for doing, ranks in by_doing.items())
         line = f"no progress for {self.limit / 60:g} min: {words}. Stacks of every rank are in {self.folder}{GOES_ON}"
         return Departure(CRASH, line if launched() or board.rank == min(known) else "")
@@ -190,6 +192,8 @@ class Pulse:
         Returns:
             None where nothing is known but the error itself.
         """
+        if self.dumping:  # the judging thread is at it, and ends this process
+            time.sleep(2 * STACKS_SECONDS)
         self.judging = False
         found = self.until(
             lambda: Departure(INTERRUPTED, "") if told() else self.followed() or self.missing(self.moment), 2 * self.moment

@@ -11,16 +11,16 @@ from bgetrain import progress
 
 
 def standing() -> str:
-    """What the main thread does: `waits in COLLECTIVE`, or the line where it is."""
+    """What the main thread does: `waiting in COLLECTIVE`, or the line where it is."""
     wait = progress.waiting()
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     if wait is None:
         inside = collective_of(frame)
         if inside:
-            return f"waits in {inside}"
+            return f"waiting in {inside}"
     else:
-        return f"waits in {wait.what}"
-    return f"is at {Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "has no stack"
+        return f"waiting in {wait.what}"
+    return f"at {Path(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "without a stack"
 
 
 def collective_of(frame: FrameType | None) -> str | None:
@@ -46,7 +46,7 @@ def dump(path: Path, who: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf8") as file:
-            file.write(f"{who} {standing()}{for_long}\n\n")
+            file.write(f"{who}: {standing()}{for_long}\n\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
     except OSError:
