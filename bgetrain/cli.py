@@ -3,9 +3,7 @@
 import argparse
 import contextlib
 import os
-import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
@@ -15,9 +13,11 @@ from omegaconf import OmegaConf
 
 from bgetrain import config, output, overrides, recipe, selection, usage
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, say, told
+from bgetrain.engine import interrupts
 from bgetrain.target import call, named
 
 CRASH = 1  # exit status
+NOTHING_LOST = "interrupted: what is done is kept, the same command goes on"
 
 
 class Flags(argparse.ArgumentParser):
@@ -47,20 +47,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with contextlib.suppress(AttributeError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # schedulers ask by it for what Ctrl-C asks
+    status = CRASH
     try:
-        return answer(list(sys.argv[1:] if argv is None else argv))
+        with interrupts.heeded(leave_deaf):
+            status = answer(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        return interrupted("interrupted: what is done is kept, the same command goes on")
+        status = interrupted(NOTHING_LOST)
     except BrokenPipeError:  # `bgetrain --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return CRASH
     except ValueError as error:
-        return refuse(error)
-    finally:
-        if "bgetrain.distributed" in sys.modules:  # the steps of a recipe share one group of ranks
-            sys.modules["bgetrain.distributed"].stop()
+        status = refuse(error)
+    if status == 0 and "bgetrain.distributed" in sys.modules:  # the steps of a recipe share one group of ranks
+        sys.modules["bgetrain.distributed"].stop()  # which others may have left where this one has failed
+    return status
+
+
+def leave_deaf() -> None:
+    """Ends this process where its main thread, in a long call of another language, does not hear that it is to stop."""
+    interrupted(NOTHING_LOST)
+    if "bgetrain.cluster.pulse" in sys.modules:
+        sys.modules["bgetrain.cluster.pulse"].say_left(INTERRUPTED)
+    sys.stdout.flush()
+    os._exit(INTERRUPTED)
 
 
 def answer(arguments: list[str]) -> int:
@@ -168,34 +176,56 @@ def run_stage(arguments: Sequence[str]) -> int:
 
 def run_rank(cfg: dict[str, Any], place: Place) -> int:
     """Runs the stage on this rank; returns the exit status."""
+    from pathlib import Path
+
+    from bgetrain import distributed
+    from bgetrain.cluster import pulse
+
+    try:
+        world = distributed.start(place.rank, place.size, place.local_rank, place.local_size, place.timeout_minutes)
+    except ValueError as error:
+        return refuse(error)
+    limits = {"heartbeat_seconds": place.heartbeat_seconds, "timeout_minutes": place.timeout_minutes}
+    with pulse.beating(world, folder=Path(cfg["output_dir"]) / "stacks", **limits) as beat:
+        status, together = watched(cfg, world, beat)
+        if beat:
+            beat.leave("ended" if together else "left", status)
+        return status
+
+
+def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
+    """Runs the stage; returns the exit status, and whether all ranks have it."""
     from bgetrain import distributed
     from bgetrain.types import Interrupted
 
     try:
-        world = distributed.start(*place)
         state = distributed.from_first(output.claim(cfg) if world.rank == 0 else None, world)
         if state == "done":
-            return 0
-        with logs(cfg, place.rank) as log:
+            return 0, True
+        with logs(cfg, world.rank) as log:
             figures = named(cfg["stage"]["_target_"])(cfg, world, log)
         if world.rank == 0:
             output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
         distributed.barrier(world)
-        return 0
+        return 0, True
     except Interrupted as reason:
-        return interrupted(f"{reason}: the same command goes on from there") if place.rank == 0 else INTERRUPTED
+        return interrupted(f"{reason}: the same command goes on from there") if world.rank == 0 else INTERRUPTED, True
     except KeyboardInterrupt:
-        return interrupted("interrupted: nothing was lost, the same command starts again")
+        return interrupted("interrupted: nothing was lost, the same command starts again"), False
     except FloatingPointError as error:
         complain(f"bgetrain: {error}")
-        return CRASH
+        return CRASH, False
     except ValueError as error:
-        return refuse(error)
+        return refuse(error), False
     except Exception as error:
-        if told():  # another rank has left, and this one met a closed connection
-            return INTERRUPTED
-        complain("".join(traceback.format_exception(error)).rstrip())
-        return CRASH
+        why = beat.explain(error) if beat and distributed.is_lost_contact(error) else None
+        if why is None and told():  # another rank has left, and this one met a closed connection
+            return INTERRUPTED, False
+        if why is None:
+            complain("".join(traceback.format_exception(error)).rstrip())
+        elif why.line and not told():
+            complain(f"bgetrain: {why.line}")
+        return why.status if why else CRASH, False
 
 
 @contextlib.contextmanager

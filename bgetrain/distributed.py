@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from bgetrain.progress import collective
 from bgetrain.types import World
 
 T = TypeVar("T")
@@ -35,7 +36,8 @@ def start(rank: int, size: int, local_rank: int, local_size: int, timeout_minute
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-        timeout = timedelta(minutes=timeout_minutes)
+        # a rank's own watch is on for `timeout_minutes`; it tells more than the backend, which should come second
+        timeout = timedelta(minutes=1.1 * timeout_minutes, seconds=5)
         store = dist.HashStore() if size == 1 else None
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
     return World(rank, size, local_rank, local_size, device)
@@ -45,6 +47,29 @@ def stop() -> None:
     """Leaves the process group of several ranks."""
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()
+
+
+def own_connection(timeout_seconds: float) -> Any:
+    """A connection of its own to the ranks' meeting place: calls from two threads on one would wait for each other.
+
+    Returns:
+        A key-value store of torch; what it cannot do within `timeout_seconds` raises, or hangs where its keeper is frozen.
+    """
+    shared: Any = dist.distributed_c10d._get_default_store()
+    store = shared.clone()
+    store.set_timeout(timedelta(seconds=timeout_seconds))
+    return store
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether an error says that another rank could not be reached, or did not come in time."""
+    words = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(each in str(error) for each in words))
+
+
+def is_timeout(error: BaseException) -> bool:
+    """Whether such an error says that another rank did not come in time."""
+    return any(each in str(error) for each in ("imed out", "imeout"))
 
 
 def share(total: int, world: World) -> range:
@@ -78,6 +103,7 @@ class GatherRows(torch.autograd.Function):
     """All-gather forward, reduce-scatter backward."""
 
     @staticmethod
+    @collective
     def forward(ctx: Any, rows: Tensor, counts: tuple[int, ...], rank: int) -> Tensor:
         ctx.counts, ctx.rank = counts, rank
         # ranks may differ by a row: collectives want equal shapes
@@ -88,6 +114,7 @@ class GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     @staticmethod
+    @collective
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         counts, rank = ctx.counts, ctx.rank
         if gradient.is_cuda:
@@ -102,6 +129,7 @@ class GatherRows(torch.autograd.Function):
         return gradient.split(counts)[rank], None, None
 
 
+@collective
 def sum_over_ranks(values: Tensor, world: World) -> Tensor:
     """Adds `values` of all ranks, elementwise; not differentiable."""
     if world.size == 1:
@@ -116,6 +144,7 @@ def max_over_ranks(value: int, world: World) -> int:
     return max_of_each([value], world)[0]
 
 
+@collective
 def max_of_each(values: Sequence[int], world: World) -> list[int]:
     """As `max_over_ranks` for several values in one exchange; the same number of them on every rank."""
     if world.size == 1:
@@ -125,6 +154,7 @@ def max_of_each(values: Sequence[int], world: World) -> list[int]:
     return [int(value) for value in largest]
 
 
+@collective
 def gather_arrays(array: np.ndarray, world: World) -> np.ndarray:
     """Lays the arrays of all ranks under each other, in rank order; first dimensions may differ.
 
@@ -147,12 +177,7 @@ def gather_arrays(array: np.ndarray, world: World) -> np.ndarray:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).numpy()
 
 
-def gather_texts(text: str, world: World) -> list[str]:
-    """The texts of all ranks, one line each, in rank order."""
-    line = np.frombuffer((text + "\n").encode(), np.uint8)
-    return gather_arrays(line, world).tobytes().decode().splitlines()
-
-
+@collective
 def from_rank(array: np.ndarray, owner: int, world: World) -> np.ndarray:
     """What rank `owner` has, on every rank.
 
@@ -167,6 +192,7 @@ def from_rank(array: np.ndarray, owner: int, world: World) -> np.ndarray:
     return sent.numpy()
 
 
+@collective
 def gather_to(array: np.ndarray, owner: int, world: World) -> list[np.ndarray] | None:
     """The arrays of all ranks on rank `owner`, in rank order; None elsewhere.
 
@@ -182,6 +208,7 @@ def gather_to(array: np.ndarray, owner: int, world: World) -> list[np.ndarray] |
     return None if parts is None else [part.numpy() for part in parts]
 
 
+@collective
 def from_first(value: Any, world: World) -> Any:
     """What rank 0 has, on every rank."""
     if world.size == 1:
@@ -191,6 +218,7 @@ def from_first(value: Any, world: World) -> Any:
     return box[0]
 
 
+@collective
 def after_first(world: World, make: Callable[[], T]) -> T:
     """Calls `make` on rank 0 and then, when its caches are filled, on the others.
 

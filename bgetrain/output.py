@@ -49,7 +49,19 @@ LEAVES = (
     "pool",
 )
 FOLDERS = (
-    *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "nonfinite", "lengths", ".parts"),
+    *(
+        "checkpoints",
+        "model",
+        "decoder",
+        "adapter",
+        "tokenizer",
+        "tensorboard",
+        "wandb",
+        "nonfinite",
+        "stacks",
+        "lengths",
+        ".parts",
+    ),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
 )
 FILES = (

@@ -12,6 +12,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cluster.local.launch` sets it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 ARROW = tempfile.TemporaryDirectory(prefix="bgetrain-tests-")  # the user's own cache of data sets is left alone
 os.environ["HF_DATASETS_CACHE"] = ARROW.name

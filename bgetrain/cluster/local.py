@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 USER_ERROR = 2  # exit status: something to mend, said in one line
 INTERRUPTED = 75  # exit status: saved, run the same command again to go on
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, SLURM before its time limit
 GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
 FIRST_RANK_SECONDS = 60.0  # the first rank may still close a logger when the others have ended
+GOES_ON = ": the same command goes on from what was saved"
 LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
 COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
 
@@ -35,6 +37,7 @@ class Place(NamedTuple):
         local_rank: this process among those of its machine.
         local_size: ranks on this machine.
         timeout_minutes: how long a collective may wait.
+        heartbeat_seconds: how long a rank may be silent.
     """
 
     rank: int
@@ -42,6 +45,7 @@ class Place(NamedTuple):
     local_rank: int
     local_size: int
     timeout_minutes: float
+    heartbeat_seconds: float
 
 
 def launch(
@@ -50,6 +54,7 @@ def launch(
     num_processes: int | None,
     *,
     timeout_minutes: "PositiveFloat",
+    heartbeat_seconds: "PositiveFloat",
     port: "PositiveInt | None",
 ) -> int:
     """Calls `run` on every rank.
@@ -59,6 +64,7 @@ def launch(
         command: the command line that starts one more rank of the same run.
         num_processes: ranks to start; None: one per visible GPU, or one on a CPU.
         timeout_minutes: how long a collective may wait for the other ranks.
+        heartbeat_seconds: how long a rank may be silent before the others leave.
         port: TCP port where the ranks meet; None: a free one.
 
     Returns:
@@ -70,6 +76,7 @@ def launch(
     """
     # before torch is loaded; threads that spin while they wait cost up to 5x where anything else runs on the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of C++ frames tell that a rank is gone, before our line
     keep_memory()
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         watch_lifeline()
@@ -81,12 +88,13 @@ def launch(
                 local_rank=local_rank,
                 local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
                 timeout_minutes=timeout_minutes,
+                heartbeat_seconds=heartbeat_seconds,
             )
         )
     count = num_processes or count_devices()
     if count == 1:
         os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
-        return run(Place(0, 1, 0, 1, timeout_minutes))
+        return run(Place(0, 1, 0, 1, timeout_minutes, heartbeat_seconds))
     return start_ranks(list(command), count, free_port() if port is None else claimed_port(port))
 
 
@@ -191,13 +199,13 @@ def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
             elif interrupts > 1:
                 kill(rank)
 
-    earlier = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    earlier = {number: signal.signal(number, pass_on) for number in SIGNALS}
     alone_since: float | None = None
     try:
         while True:
             statuses = [rank.poll() for rank in ranks]
             if interrupts:  # one that was not yet listening died of what was passed on
-                statuses = [INTERRUPTED if status in (-signal.SIGINT, -signal.SIGTERM) else status for status in statuses]
+                statuses = [INTERRUPTED if -(status or 0) in SIGNALS else status for status in statuses]
             if any(status not in (None, 0, INTERRUPTED) for status in statuses) and interrupts < 2:
                 time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
                 return failure([rank.poll() for rank in ranks], complaints)
@@ -218,7 +226,7 @@ def failure(statuses: Sequence[int | None], complaints: Path) -> int:
     """The exit status of a run of which a rank has failed; leaves word of one that could not speak for itself."""
     for number, status in enumerate(statuses):
         if status is not None and status < 0:
-            (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}", "utf8")
+            (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}{GOES_ON}", "utf8")
     # a rank that lost another crashes for it: what the user can mend comes first
     return USER_ERROR if USER_ERROR in statuses else 1
 
@@ -255,6 +263,11 @@ def watch_lifeline() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True, name="lifeline").start()
+
+
+def launched() -> bool:
+    """Whether a launcher of ours has started this rank."""
+    return bool(os.environ.get(COMPLAINTS))
 
 
 def told() -> bool:

@@ -82,7 +82,8 @@ def collect(ends: list[Connection], workers: list[Any], advance: Callable[[int],
 
 def serve(work: Callable[..., Any], job: Any, part: int, parts: int, end: Connection) -> None:
     """What runs in a worker."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the first process ends the others
+    for number in (signal.SIGINT, signal.SIGUSR1):  # they reach all processes; the first one ends the others
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=outlive_nobody, daemon=True).start()
     done = 0
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
+from bgetrain.cluster.local import SIGNALS
+
 DEPTH = 2  # batches ready: of the thread, or of each process
 
 
@@ -68,7 +70,7 @@ def given(batch: Any) -> Any:
 
 def leave_signals(_: int) -> None:
     """Lets the rank decide: Ctrl-C reaches its processes too, and the step in hand still needs them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 

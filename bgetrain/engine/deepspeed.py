@@ -24,6 +24,7 @@ from bgetrain.engine.states import (
     shape_of,
     spreading,
 )
+from bgetrain.progress import moved
 from bgetrain.types import NonNegativeFloat, TrainState, World
 
 logging.disable(logging.WARNING)  # importing deepspeed warns that a CPU is a CPU
@@ -61,6 +62,7 @@ class Engine:
 
     def forward(self, *arguments: Any) -> Any:
         """Calls the module."""
+        moved()
         return self.core(*arguments)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -70,6 +72,7 @@ class Engine:
             loss: fp32 scalar.
             last: no backward follows before `step`.
         """
+        moved()
         self.core.set_gradient_accumulation_boundary(last)
         self.core.backward(spreading(loss) * self.world.size)  # deepspeed averages over ranks, our losses add up
 
@@ -79,6 +82,7 @@ class Engine:
         Where that is not finite, nothing was updated. 0 where fp16's loss scaler skipped the update because of an overflow,
         which is how it finds its scale.
         """
+        moved()
         norm = local_norm(self.core.module) if self.zero_stage == 0 else None
         if norm is not None and not math.isfinite(norm):
             self.core.zero_grad()

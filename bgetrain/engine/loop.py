@@ -13,6 +13,7 @@ from bgetrain.engine.guard import Guard
 from bgetrain.engine.interrupts import asked_to_stop
 from bgetrain.engine.saver import Saver
 from bgetrain.engine.window import Counts, Window
+from bgetrain.progress import watched
 from bgetrain.types import Interrupted, LossOutput, World
 
 
@@ -86,7 +87,7 @@ def fit(
         held = {"window": window.state(), "best": best.state(), "guard": guard.state(), "logged": logged, "owed": owed}
         saver.save(engine.state, step, held, best=better)
 
-    with asked_to_stop() as asked, ahead(batch_at, range(first_step, total_steps + 1), num_workers) as batches:
+    with watched(), asked_to_stop() as asked, ahead(batch_at, range(first_step, total_steps + 1), num_workers) as batches:
         step = first_step - 1
         if before.get("owed"):  # the run was stopped before it scored
             save(step, conclude(step, **before["owed"]), None)

@@ -1,6 +1,5 @@
 """Writes checkpoints while training goes on: each rank its part in a thread, made whole by all ranks together."""
 
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bgetrain.distributed import from_first, gather_arrays, gather_texts
+from bgetrain.distributed import from_first, gather_arrays, gather_objects
 from bgetrain.engine import commit
 from bgetrain.engine.checkpoint import RANDOM, Part
 from bgetrain.types import TrainState, World
@@ -81,7 +80,7 @@ class Saver:
         began = time.perf_counter()
         held = state(step)
         shared = {"step": step, "counters": held.counters, "scaler": held.scaler, **self.facts}
-        facts = {**shared, "progress": [json.loads(each) for each in gather_texts(json.dumps(progress), self.world)]}
+        facts = {**shared, "progress": gather_objects(progress, self.world)}
         random = {f"{RANDOM}{self.world.rank}/{name}": each for name, each in held.random.items()}
         outcome: list[Part | OSError] = []
         thread = threading.Thread(target=self.write, args=(step, held.tensors | random, outcome), name="checkpoint", daemon=True)
@@ -137,7 +136,7 @@ class Saver:
         self.failures += 1
         if self.world.rank == 0:
             commit.give_up(self.folder, pending.step)
-        self.said = gather_texts(said(error), self.world)[speaker]
+        self.said = gather_objects(said(error), self.world)[speaker]
         if self.world.rank == speaker:
             before = f"that of step {self.saved:,} stays" if self.saved else "there is none before it"
             self.warn(f"the checkpoint of step {pending.step:,} could not be saved in {self.folder} ({self.said}); {before}")

@@ -99,7 +99,7 @@ def run(place):
     return 0
 
 sys.modules["mpi4py"] = None  # an import of it fails
-sys.exit(launch(run, [], 1, timeout_minutes=1, port=None))
+sys.exit(launch(run, [], 1, timeout_minutes=1, heartbeat_seconds=60, port=None))
 """
 
 

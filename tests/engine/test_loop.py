@@ -3,8 +3,6 @@
 import contextlib
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -158,24 +156,6 @@ def test_an_interrupt_in_the_last_step_changes_nothing(tmp_path):
     engine = Counter()
     fit(tmp_path, engine, update=interrupting, total_steps=3)
     assert engine.updates == 3
-
-
-TWICE = """
-import os, signal, sys, time
-from bgetrain.engine import interrupts
-with interrupts.asked_to_stop() as asked:
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(0.1)
-    print("asked" if asked.is_set() else "not asked", flush=True)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(30)
-"""
-
-
-def test_the_second_interrupt_ends_the_process_at_once():
-    done = subprocess.run([sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout == "asked\n", done.stderr
-    assert done.returncode == -signal.SIGINT
 
 
 def makers() -> list[threading.Thread]:
