@@ -241,6 +241,7 @@ def barrier(world: World) -> None:
     max_over_ranks(0, world)
 
 
+@collective
 def gather_objects(value: T, world: World) -> list[T]:
     """What every rank has, on every rank, in rank order; small things that can be pickled."""
     if world.size == 1:
@@ -250,6 +251,7 @@ def gather_objects(value: T, world: World) -> list[T]:
     return found
 
 
+@collective
 def pass_on(tensor: Tensor, world: World) -> Tensor:
     """Sends a tensor to the next rank, the last one to the first, and returns what the rank before sent.
 
