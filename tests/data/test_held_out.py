@@ -5,7 +5,7 @@ import pickle
 import pytest
 from documents import Listed
 
-from bgetrain.data.held_out import held_out
+from bgetrain.data.held_out import Batches, held_out
 
 
 class Counted:
@@ -54,3 +54,27 @@ def test_views_are_texts_with_their_notes_and_bounds():
 def test_half_of_the_texts_or_more_are_refused(total, count, most):
     with pytest.raises(ValueError, match=f"{count} texts cannot be held out of {total}: .* half of them, {most} at most"):
         held_out(Counted(total), count, what="texts")
+
+
+def test_batches_hold_each_held_row_once_and_are_no_smaller_than_the_trainings_unless_they_are_all():
+    for count in range(1, 40):
+        places = [(2 * number + 1) * 100 // (2 * count) for number in range(count)]
+        for batch in range(1, 12):
+            batches = Batches(100, count, batch, 7)
+            sizes = [batches.size(step) for step in range(1, len(batches) + 1)]
+            drawn = [batches.draw(step, range(size)).rows.tolist() for step, size in enumerate(sizes, 1)]
+            assert sorted(row for rows in drawn for row in rows) == places
+            assert min(sizes) >= min(batch, count)
+            assert max(sizes) <= max(2 * batch - 1, min(sizes) + 1)
+            halves = [batches.draw(1, part).rows.tolist() for part in (range(sizes[0] // 2), range(sizes[0] // 2, sizes[0]))]
+            assert halves[0] + halves[1] == drawn[0]
+    assert Batches(100, 30, 5, 7).draw(1, range(5)).rows.tolist() != Batches(100, 30, 5, 8).draw(1, range(5)).rows.tolist()
+
+
+def test_a_held_row_is_told_by_where_it_stands_in_the_source():
+    class Rows(Counted):
+        def where(self, index):
+            return f"file:{index + 1}"
+
+    rest, held = held_out(Rows(10), 2, what="rows")
+    assert [held.where(0), rest.where(0), rest.where(2)] == ["file:3", "file:1", "file:4"]
