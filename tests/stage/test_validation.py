@@ -66,10 +66,10 @@ def rows(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
-def common(model: Path, output: Path, *more: str, dropout: float = 0, steps: int = STEPS) -> list[str]:
+def common(model: Path, output: Path, *more: str, dropout: float = 0, steps: int = STEPS, rate: str = "1e-3") -> list[str]:
     return [
         f"model.path={model}", f"model.dropout={dropout}", "global_batch=4", "chunk_tokens=60", "log_every=1", "seed=3",
-        "precision=fp32", f"total_steps={steps}", "optim.lr=1e-2", "evaluate.model=last", f"output_dir={output}", *more,
+        "precision=fp32", f"total_steps={steps}", f"optim.lr={rate}", "evaluate.model=last", f"output_dir={output}", *more,
     ]  # fmt: skip
 
 
@@ -181,7 +181,11 @@ def held(world, model: Path, rows: dict[str, Path], output: Path, size: int) -> 
             lines: list[dict] = []
             more = ["stage=finetune", "group_size=2", "loss.temperature=0.1", "loss.mask_equal=false"]
             more += ["evaluate.every=1", "evaluate.held_out=6", *zero(3 if name == "both" else 1)]
-            run_stage(world, common(model, output / name, *more, *data, dropout=0.2, steps=7 if name == "single" else 1), lines)
+            run_stage(
+                world,
+                common(model, output / name, *more, *data, rate="1e-2", dropout=0.2, steps=7 if name == "single" else 1),
+                lines,
+            )
             found[name] = lines
             if name == "single":
                 found["seen"] = list(seen)
