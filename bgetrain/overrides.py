@@ -27,7 +27,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         key, _, value = text.partition("=")
         try:
-            each = parser.parse_override(text)
+            each = parser.parse_override(as_text(text))
         except HydraException as error:
             raise ValueError(unreadable(text)) from error
         if not each.key_or_group:
@@ -36,6 +36,12 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise ValueError(f"{text!r}: spaces at the ends of a value are kept only inside quotes: {in_shell(key, value)}")
         parsed.append(each)
     return parsed
+
+
+def as_text(override: str) -> str:
+    """Quotes a value such as skip(3), in which Hydra would see a call of a function of its own."""
+    key, _, value = override.partition("=")
+    return quoted(key, value) if re.fullmatch(r"skip\(.*\)", value) else override
 
 
 def single(parsed: Sequence[Override]) -> None:

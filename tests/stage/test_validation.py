@@ -181,11 +181,8 @@ def held(world, model: Path, rows: dict[str, Path], output: Path, size: int) -> 
             lines: list[dict] = []
             more = ["stage=finetune", "group_size=2", "loss.temperature=0.1", "loss.mask_equal=false"]
             more += ["evaluate.every=1", "evaluate.held_out=6", *zero(3 if name == "both" else 1)]
-            run_stage(
-                world,
-                common(model, output / name, *more, *data, rate="1e-2", dropout=0.2, steps=7 if name == "single" else 1),
-                lines,
-            )
+            steps = 7 if name == "single" else 1
+            run_stage(world, common(model, output / name, *more, *data, rate="1e-2", dropout=0.2, steps=steps), lines)
             found[name] = lines
             if name == "single":
                 found["seen"] = list(seen)
@@ -332,8 +329,7 @@ def test_the_model_gets_the_best_steps_weights_where_there_is_one(every, kept, e
     from bgetrain.engine import checkpoint
     from bgetrain.stage import build
 
-    # engine/checkpoint.py provides it: then `raising=False` can go
-    monkeypatch.setattr(checkpoint, "best_weights", lambda folder: {"of the best step": folder}, raising=False)
+    monkeypatch.setattr(checkpoint, "best_weights", lambda folder: {"of the best step": folder})
     engine: Any = type("Running", (), {"weights": staticmethod(lambda: {"now": None})})
     found = build.weights_to_keep({"evaluate": {"every": every, "model": kept}, "output_dir": str(tmp_path)}, engine)
     assert list(found) == [expected]
