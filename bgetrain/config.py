@@ -63,8 +63,6 @@ class Config:
     masking: "Mapping[str, Any]"
     documents: "Mapping[str, Any]"
     decoder: "str"
-    eval_every: "PositiveInt | None"
-    eval_texts: "PositiveInt"
     mine: "Mapping[str, Any]"
     filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"

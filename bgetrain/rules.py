@@ -33,6 +33,22 @@ def across(cfg: dict[str, Any]) -> None:
         filtering(cfg["filter"])
     if "mine" in cfg:
         mining(cfg["mine"])
+    if "every" in cfg.get("evaluate", {}):
+        evaluating(cfg["evaluate"])
+
+
+def evaluating(asked: dict[str, Any]) -> None:
+    """Rules of evaluation while a stage trains."""
+    for key in ("path", "split", "metric", "patience"):
+        if asked["every"] is None and asked[key] is not None:
+            raise ValueError(f"evaluate.{key}={asked[key]} has no effect without evaluate.every: set it, e.g. to 500 steps")
+    if asked["path"] is not None and asked["split"] is None:
+        raise ValueError(f"evaluate.path={asked['path']} needs evaluate.split=NAME: qrels/NAME.tsv of that folder is evaluated")
+    if asked["every"] is not None and not asked["held_out"] and asked["split"] is None:
+        raise ValueError(
+            f"evaluate.every={asked['every']} has nothing to evaluate: set evaluate.held_out, or evaluate.split and, where the "
+            "training data has no corpus and queries, evaluate.path"
+        )
 
 
 def updates_left_out(on_nonfinite: str) -> int:

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bgetrain.data.order import hashed
-from bgetrain.data.plan import Draw, Plan
+from bgetrain.data.plan import Draw
 from bgetrain.data.tokenize import tokenize_each
 from bgetrain.sources import Row, Rows
 from bgetrain.types import GroupBatch, Ragged, TextKeys
@@ -46,8 +46,30 @@ class Feed(NamedTuple):
     symmetric: bool
 
 
+class Drawn(Protocol):
+    """Which rows each step takes: those of training, by a `Plan`, or those that are held out.
+
+    Attributes:
+        seeds: of each feed, for what is drawn of a row.
+    """
+
+    seeds: list[int]
+
+    def size(self, step: int) -> int:
+        """Rows of the global batch."""
+
+    def draw(self, step: int, part: range) -> Draw:
+        """Rows at the places `part` of it."""
+
+    def source(self, step: int) -> int | None:
+        """The source of all its rows; None where they come from several."""
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data completed before it."""
+
+
 def group_batch(
-    feeds: Sequence[Feed], tokenizer: Any, guide: Any, plan: Plan, part: Callable[[int], range], step: int
+    feeds: Sequence[Feed], tokenizer: Any, guide: Any, plan: Drawn, part: Callable[[int], range], step: int
 ) -> GroupBatch:
     """This rank's batch of a step: a function of the step alone.
 

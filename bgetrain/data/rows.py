@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -132,11 +132,22 @@ def source_of(
         name,
         lambda: RowTexts(rows.open()),
         rows.open,
-        lambda _: as_retrieval(rows.open()),
+        partial(of_split, name, limits[0], lambda: as_retrieval(rows.open())),
         paths,
         *limits,
         partial(scan, reading),
     )
+
+
+def of_split(name: str, split: str, opened: Callable[[], Retrieval], asked: str) -> Retrieval:
+    """The retrieval set of rows that are those of one split.
+
+    Raises:
+        ValueError: another split is asked for.
+    """
+    if asked != split:
+        raise ValueError(f"{name} has no split {asked!r}: its rows are of split {split!r}")
+    return opened()
 
 
 class ArrowRows:

@@ -54,18 +54,19 @@ class RetroMAE(nn.Module):
 
     def forward(
         self,
-        score: Score,
+        score: Score | None,
         encoder_ids: Tensor,
         mask: Tensor | None,
-        encoder_at: Tensor,
-        clean_ids: Tensor,
-        visible: Tensor | None,
-        decoder_at: Tensor,
+        encoder_at: Tensor | None = None,
+        clean_ids: Tensor | None = None,
+        visible: Tensor | None = None,
+        decoder_at: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Encodes masked texts, rebuilds them from their embeddings, and scores both.
 
         Args:
-            score: the loss, of predictions and of weight [V, D] and bias [V] of the vocabulary layer.
+            score: the loss, of predictions and of weight [V, D] and bias [V] of the vocabulary layer; None: the encoder's
+                states [N, L, D] alone are asked for, and none of what follows `mask` is read.
             encoder_ids: int64 [N, L], texts with the encoder's tokens masked; L <= the backbone's positions.
             mask: bool [N, L], True on real tokens; None where no token is padding.
             encoder_at: bool [N, L], True where the encoder predicts; never a text's first token or padding.
@@ -76,9 +77,14 @@ class RetroMAE(nn.Module):
                 and the bag of words.
 
         Returns:
-            What `score` returns.
+            What `score` returns; without it the states and nothing.
         """
         hidden = masked_lm.encoded(self.lm, encoder_ids, mask)  # [N, L, D]
+        if score is None:
+            return hidden, {}
+        assert encoder_at is not None
+        assert clean_ids is not None
+        assert decoder_at is not None
         if self.decoder is None:
             rebuilt = None
         else:

@@ -217,7 +217,14 @@ def train(
 
 def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:
     """Writes `model/`, and `adapter/` where adapters were trained; all ranks call it, rank 0 writes."""
-    write_weights(cfg, running.weights(), made, prefix, opened, world)
+    write_weights(cfg, weights_to_keep(cfg, running), made, prefix, opened, world)
+
+
+def weights_to_keep(cfg: Config, running: Engine) -> dict[str, Tensor]:
+    """What `model/` gets, as `Engine.weights` has it: the best step's weights where steps were compared, else the last ones."""
+    if cfg["evaluate"]["every"] is not None and cfg["evaluate"]["model"] == "best":
+        return checkpoint.best_weights(Path(cfg["output_dir"]) / "checkpoints")
+    return running.weights()
 
 
 def write_weights(cfg: Config, trained: dict[str, Tensor], made: Body, prefix: str, opened: Source, world: World) -> None:

@@ -11,10 +11,10 @@ from bgetrain import distributed
 from bgetrain.data import groups
 from bgetrain.data.tokenize import chunk, cut, join
 from bgetrain.engine import memory
-from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
+from bgetrain.engine.chunked import cached_step, chunk_seeds, inverse, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.window import Counts
-from bgetrain.stage import build, embed, preflight, supply
+from bgetrain.stage import build, embed, preflight, supply, validation
 from bgetrain.target import call
 from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World
 
@@ -39,7 +39,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: distributed.after_first(world, lambda: supply.opened(source, lambda each: each.rows)),
         lambda: build.body(cfg, source, world, masked_lm=False),
     )
-    check(cfg, body.backbone.config.hidden_size)
+    width = body.backbone.config.hidden_size
+    check(cfg, width)
+    found = validation.opened(cfg, source, world)
     supplied = supply.contrastive(cfg, source, rows, body.tokenizer, world)
     guide = embed.guide(cfg, source, world) if cfg["guide_model"] else None
     batch_at = partial(
@@ -64,12 +66,15 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     texts = join(first.query, first.passage)
     trial = partial(preflight.embedded, engine, texts, longest, cfg["chunk_tokens"], pad_id, world)
     facts |= preflight.checked(cfg, preflight.Start(engine, body.tokenizer, source.files, steps, first, trial), world)
-    build.announce(cfg, body, engine, supplied.sizes, facts, world)
+    held = held_out(cfg, engine, supplied.held, body.tokenizer, guide, pad_id, world) if supplied.held else None
+    subject = validation.Subject(engine.core.module, partial(embeddings_of, engine), body.tokenizer, pad_id, width)
+    scoring, told = validation.scoring(cfg, source, found, subject, held, supplied.total_steps, world)
+    build.announce(cfg, body, engine, supplied.sizes, facts | told, world)
     del first, texts, trial
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
-    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe)
+    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
     build.save_model(cfg, engine, body, "backbone.", source, world)
-    return {"steps": supplied.total_steps, "rows": sum(map(len, rows)), "training": figures}
+    return {"steps": supplied.total_steps, "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
 
 
 def check(cfg: Mapping[str, Any], width: int) -> None:
@@ -134,10 +139,7 @@ def update_once(
     keys = supplied.losses[batch.source or 0]
 
     def loss(embeddings: Tensor, shift: Tensor | None) -> LossOutput:
-        query, passage = embeddings[:num_queries], embeddings[num_queries:]
-        teacher = build.on_device(batch.teacher, world)
-        contrast = Contrast(query, passage, batch.keys, teacher, guided, shift)
-        output: LossOutput = call(keys, contrast, counts=distributed.shares(batch.size, world), world=world)
+        output = compared(keys, batch, embeddings, shift, guided, world)
         if batch.source is not None and len(supplied.feeds) > 1:
             output.metrics[f"loss/{supplied.feeds[batch.source].name}"] = output.loss.detach()
         return output._replace(faults=blame(embeddings, num_queries, output.faults))
@@ -146,6 +148,21 @@ def update_once(
     chunks = [tuple(build.on_device(tensor, world) for tensor in each) for each in work.chunks]
     output = take(engine, chunks, work.order.to(world.device), chunk_seeds(cfg["seed"], step, world.rank, len(chunks)), loss)
     return output, Counts(num_queries, work.tokens, sum(each.ids.numel() for each in work.chunks))
+
+
+def compared(
+    keys: Mapping[str, Any],
+    batch: GroupBatch,
+    embeddings: Tensor,
+    shift: Tensor | None,
+    guided: tuple[Tensor, Tensor] | None,
+    world: World,
+) -> LossOutput:
+    """The loss of a batch from its embeddings [B + B * G, D], queries first."""
+    query, passage = embeddings[: len(batch.query.lengths)], embeddings[len(batch.query.lengths) :]
+    contrast = Contrast(query, passage, batch.keys, build.on_device(batch.teacher, world), guided, shift)
+    output: LossOutput = call(keys, contrast, counts=distributed.shares(batch.size, world), world=world)
+    return output
 
 
 class Work(NamedTuple):
@@ -208,3 +225,66 @@ def probe(engine: Engine, batch: GroupBatch, pad_id: int | None, world: World) -
     one = chunk(batch.query, torch.tensor([0]), pad_id)
     embeddings, shift = engine.forward([0], *(build.on_device(tensor, world) for tensor in one))
     return embeddings.sum() if shift is None else embeddings.sum() + shift.sum()
+
+
+def embeddings_of(engine: Engine, *chunk: Tensor | None) -> Tensor:
+    """Of the texts of a chunk, [N, D]."""
+    embeddings: Tensor = engine.forward(None, *chunk)[0]
+    return embeddings
+
+
+class HeldBatch(NamedTuple):
+    """Held-out rows that are compared with each other.
+
+    Attributes:
+        name: of their source.
+        keys: of its loss.
+        batch: this rank's share of them.
+        work: that, in chunks.
+        guided: a guide's embeddings of it; None: there is no guide.
+    """
+
+    name: str
+    keys: Mapping[str, Any]
+    batch: GroupBatch
+    work: Work
+    guided: tuple[Tensor, Tensor] | None
+
+
+def held_out(
+    cfg: Mapping[str, Any],
+    engine: Engine,
+    held: Sequence[supply.Held],
+    tokenizer: Any,
+    guide: embed.Guide | None,
+    pad_id: int | None,
+    world: World,
+) -> validation.HeldOut:
+    """Makes the batches of held-out rows, which are the same each time, and what scores them."""
+    budget = memory.Budget(None, 0, "", "cached")
+    part, found = partial(distributed.share, world=world), []
+    for each in held:
+        for number in range(1, len(each.batches) + 1):
+            batch = groups.group_batch([each.feed], tokenizer, guide and guide.tokenizer, each.batches, part, number)
+            work = prepare(batch, cfg["chunk_tokens"], pad_id, budget, world)
+            guided = (guide.embed(batch.guide[0]), guide.embed(batch.guide[1])) if guide and batch.guide else None
+            found.append(HeldBatch(each.feed.name, each.loss, batch, work, guided))
+    return validation.HeldOut(partial(held_out_figures, engine, found, world), sum(each.batches.count for each in held), "rows")
+
+
+def held_out_figures(engine: Engine, held: Sequence[HeldBatch], world: World) -> dict[str, float]:
+    """Loss and metrics as training has them, averaged over all held-out rows; `held_out_loss/NAME` over those of one source."""
+    sums: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}  # rows that each figure is averaged over
+    several = len({each.name for each in held}) > 1
+    for each in held:
+        chunks = [tuple(build.on_device(tensor, world) for tensor in chunk) for chunk in each.work.chunks]
+        parts, shifts = zip(*(engine.forward(None, *chunk) for chunk in chunks), strict=True)
+        embeddings = torch.cat(parts)[inverse(each.work.order.to(world.device))]
+        output = compared(each.keys, each.batch, embeddings, shifts[0], each.guided, world)
+        figures = {"loss": output.loss, **output.metrics} | ({f"loss/{each.name}": output.loss} if several else {})
+        for name, value in figures.items():
+            sums[name] = sums.get(name, 0.0) + value.double() * each.batch.size
+            sizes[name] = sizes.get(name, 0) + each.batch.size
+    total = distributed.sum_over_ranks(torch.stack([value.cpu() for value in sums.values()]), world).tolist()
+    return {f"held_out_{name}": value / sizes[name] for name, value in zip(sums, total, strict=True)}

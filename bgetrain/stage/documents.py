@@ -60,7 +60,7 @@ def kept_in(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any) -> Path
         tokenizer.all_special_ids,
         part.source.passage_max_len,
         cfg["documents"],
-        cfg["eval_every"] and cfg["eval_texts"],
+        cfg["evaluate"]["every"] and cfg["evaluate"]["held_out"],
     ]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     return Path(datasets.config.HF_DATASETS_CACHE) / "bgetrain" / "spans" / name

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from bgetrain import distributed
 from bgetrain.data.masking import Masking
@@ -16,6 +17,7 @@ from bgetrain.engine.chunked import chunk_seeds, summed_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.machine import Stopwatch
 from bgetrain.engine.window import Counts
+from bgetrain.model.pooling import pool
 from bgetrain.types import LossOutput, Objective, Predictions, TextBatch, Totals, WordChunk, World
 
 
@@ -142,22 +144,29 @@ def update_once(trained: Trained, step: int, batch: WordBatch) -> tuple[LossOutp
 
 
 def scored(trained: Trained, batch: WordBatch) -> dict[str, float]:
-    """Loss and metrics of held-out texts under masks that are the same each time, as `held_out_*`; dropout is off."""
-    module = trained.engine.core.module
+    """Loss and metrics of held-out texts under masks that are the same each time, as `held_out_*`."""
     watch = Stopwatch(trained.world.device)
     work = work_of(trained, batch.chunks, 0, watch)
     total: dict[str, Tensor] = {}
-    module.eval()
-    try:
-        with torch.no_grad():
-            for number in range(len(work.chunks)):
-                output = forward(trained, work, number, 0, watch)
-                for name, value in {"loss": output.loss, **output.metrics}.items():
-                    total[name] = total.get(name, 0.0) + value.double()
-    finally:
-        module.train()
+    for number in range(len(work.chunks)):
+        output = forward(trained, work, number, 0, watch)
+        for name, value in {"loss": output.loss, **output.metrics}.items():
+            total[name] = total.get(name, 0.0) + value.double()
     sums = distributed.sum_over_ranks(torch.stack([value.cpu() for value in total.values()]), trained.world).tolist()
     return {f"held_out_{name}": value for name, value in zip(total, sums, strict=True)}
+
+
+def embeddings_of(engine: Engine, pooling: str, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Of the texts of a padded chunk, [N, D], as the encoder of `model/` gives them."""
+    states, _ = engine.forward(None, ids, mask)
+    return functional.normalize(pool(states, mask, pooling).float(), dim=-1)
+
+
+def described(tokenizer: Any, batch: WordBatch, places: list[int]) -> list[dict[str, Any]]:
+    """The texts of a batch as the model reads them, and where each stands in the global batch; the loss names no single one."""
+    found = [(row, ids) for chunk in batch.chunks for row, ids in zip(chunk.rows.tolist(), chunk.ids.tolist(), strict=True)]
+    texts = [{"row": row, "text": tokenizer.decode(ids, skip_special_tokens=True)} for row, ids in sorted(found)]
+    return [texts[place] for place in places]
 
 
 def probe(trained: Trained, batch: WordBatch) -> Tensor:

@@ -11,12 +11,11 @@ from bgetrain import distributed
 from bgetrain.data.masking import Masking
 from bgetrain.data.texts import text_batch
 from bgetrain.data.tokenize import tokenize_words
-from bgetrain.engine.best import Scoring
 from bgetrain.model import decoder_folder
 from bgetrain.model.body import Body
 from bgetrain.model.dropout import replace_dropout
 from bgetrain.model.retromae import RetroMAE
-from bgetrain.stage import build, masked, preflight, supply
+from bgetrain.stage import build, masked, preflight, supply, validation
 from bgetrain.target import call
 from bgetrain.types import Objective, World
 
@@ -42,6 +41,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: build.body(cfg, source, world, masked_lm=True),
     )
     check(body.tokenizer)
+    found = validation.opened(cfg, source, world)
     objective: Objective = call(cfg["loss"])
     module, origin = model_of(cfg, body, objective)
     if world.device.type == "cpu":
@@ -68,13 +68,17 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     steps = range(first_step, supplied.total_steps + 1)
     trial = partial(preflight.reconstructed, trained, foreseen, source.passage_max_len, cfg["chunk_tokens"])
     facts |= preflight.checked(cfg, preflight.Start(engine, body.tokenizer, source.files, steps, foreseen, trial), world)
-    build.announce(cfg, body, engine, supplied.sizes, facts, world)
+    forward, width = partial(masked.embeddings_of, engine, body.pooling), body.backbone.config.hidden_size
+    subject = validation.Subject(engine.core.module, forward, body.tokenizer, body.tokenizer.pad_token_id, width)
+    held_out = None
+    if held is not None:
+        score = partial(masked.scored, trained, masked.chunks_of(held, *shape))
+        held_out = validation.HeldOut(score, cfg["evaluate"]["held_out"] * len(texts), "texts")
+    scoring, told = validation.scoring(cfg, source, found, subject, held_out, supplied.total_steps, world)
+    build.announce(cfg, body, engine, supplied.sizes, facts | told, world)
     del foreseen, trial
-    scoring = held and Scoring(
-        partial(masked.scored, trained, masked.chunks_of(held, *shape)), cfg["eval_every"], "held_out_loss", None
-    )
-    update = partial(masked.update_once, trained)
-    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, scoring=scoring)
+    update, describe = partial(masked.update_once, trained), partial(masked.described, body.tokenizer)
+    figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
     save(cfg, trained, body, source, world)
     return {"steps": supplied.total_steps, "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}
 
@@ -141,7 +145,7 @@ def lengths_told(cfg: Mapping[str, Any], full: torch.Tensor) -> dict[str, str]:
 
 def save(cfg: Mapping[str, Any], trained: masked.Trained, body: Body, source: Any, world: World) -> None:
     """Writes `model/` and, where there is a decoder, `decoder/`; all ranks call it."""
-    weights = trained.engine.weights()
+    weights = build.weights_to_keep(cfg, trained.engine)
     build.write_weights(cfg, weights, body, "lm.", source, world)
     own = {name.removeprefix("decoder."): each for name, each in weights.items() if name.startswith("decoder.")}
     decoder, query = trained.engine.core.module.decoder, trained.objective.query

@@ -14,7 +14,8 @@ from bgetrain import distributed
 from bgetrain.data import buckets, mixture
 from bgetrain.data.files import fingerprint
 from bgetrain.data.groups import Feed, check_groups
-from bgetrain.data.held_out import held_out
+from bgetrain.data.held_out import Batches, held_out
+from bgetrain.data.order import hashed
 from bgetrain.data.plan import Plan
 from bgetrain.data.texts import TextFeed, Tokens, Truncated
 from bgetrain.data.tokenize import join
@@ -24,6 +25,21 @@ from bgetrain.stage import build, documents, embed
 from bgetrain.types import TextBatch, World
 
 T = TypeVar("T")
+S = TypeVar("S", Rows, Texts)
+
+
+class Held(NamedTuple):
+    """Rows of one source that are held out.
+
+    Attributes:
+        feed: all rows of the source: those that stand in for negatives come from anywhere in it.
+        loss: its keys.
+        batches: which rows are scored together.
+    """
+
+    feed: Feed
+    loss: Mapping[str, Any]
+    batches: Batches
 
 
 class Supply(NamedTuple):
@@ -36,6 +52,7 @@ class Supply(NamedTuple):
         total_steps: of the run.
         facts: to state before the first step.
         sizes: of the global batches, smallest and largest.
+        held: of each source, what is kept back from training; none where nothing is, or for pre-training.
     """
 
     feeds: list[Any]
@@ -44,6 +61,7 @@ class Supply(NamedTuple):
     total_steps: int
     facts: dict[str, str]
     sizes: tuple[int, int]
+    held: Sequence[Held] = ()
 
 
 def mix_of(source: Source) -> Mix:
@@ -85,8 +103,10 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     feeds: list[Feed] = []
     losses: list[Mapping[str, Any]] = []
     shapes: list[mixture.Bucket] = []
-    for number, (part, own) in enumerate(zip(mix.parts, rows, strict=True)):
-        build.tell(own, world)
+    held: list[Held] = []
+    for number, (part, all_rows) in enumerate(zip(mix.parts, rows, strict=True)):
+        build.tell(all_rows, world)
+        own, kept = kept_back(cfg, part, all_rows, "rows", world)
         loss = {**cfg["loss"], **part.loss}
         feed = Feed(
             part.name,
@@ -101,6 +121,11 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
             part.symmetric,
         )
         check_groups(feed, console.say if world.rank == 0 else lambda _: None)
+        if kept is not None:
+            seed = int(hashed(cfg["seed"], number) >> np.uint64(1))
+            batches = Batches(len(all_rows), len(kept), part.global_batch or cfg["global_batch"], seed)
+            check_negatives(feed, loss, len(kept) // len(batches), f"evaluate.held_out={len(kept)}", world)
+            held.append(Held(feed._replace(rows=all_rows), loss, batches))
         for name, chosen, batch in bucketed(cfg, part, feed, tokenizer, world):
             feeds.append(feed._replace(name=name, rows=chosen))
             losses.append(loss)
@@ -110,7 +135,7 @@ def contrastive(cfg: build.Config, source: Source, rows: Sequence[Rows], tokeniz
     made = supplied(cfg, mix, feeds, losses, shapes, "rows")
     for number, (feed, shape) in enumerate(zip(feeds, shapes, strict=True)):
         check_batch(cfg, mix.parts[shape.part], feed, made.plan.most(number), losses[number], world)
-    return made
+    return made._replace(held=held)
 
 
 def pretraining(
@@ -136,21 +161,30 @@ def pretraining(
         build.tell(own, world)
         batch = part.global_batch or cfg["global_batch"]
         check_ranks(batch, f"data.sources.{part.name}.global_batch" if part.global_batch else "global_batch", world)
-        if cfg["eval_every"]:
-            check_ranks(cfg["eval_texts"], "eval_texts", world)
-            try:
-                own, kept = held_out(own, cfg["eval_texts"])
-            except ValueError as error:
-                raise ValueError(f"eval_texts={cfg['eval_texts']}: of {part.name} {error}") from error
-            held.append(Truncated(kept, tokenizer, max_len))
+        own, kept = kept_back(cfg, part, own, "texts", world)
+        held += [] if kept is None else [Truncated(kept, tokenizer, max_len)]
         tokens = documents.opened(cfg, part, own, tokenizer, world)
         told |= {f"{name} of {part.name}" if source.mix else name: fact for name, fact in tokens.facts.items()}
         feeds.append(TextFeed(part.name, tokens))
         shapes.append(mixture.Bucket(number, len(tokens), batch))
-    if held:
-        told["held out"] = f"{sum(map(len, held)):,} texts, their first tokens, scored every {cfg['eval_every']:,} steps"
     made = supplied(cfg, mix, feeds, [], shapes, "texts" if cfg["documents"]["cut"] == "truncate" else "spans")
     return made._replace(facts=made.facts | told), share_of(held, world) if held else None
+
+
+def kept_back(cfg: build.Config, part: Part, items: S, what: str, world: World) -> tuple[S, S | None]:
+    """What of a source is trained on, and what is held out of it; None: nothing is.
+
+    Raises:
+        ValueError: fewer are to be held out than there are ranks, or more than the source can spare.
+    """
+    count = cfg["evaluate"]["held_out"]
+    if cfg["evaluate"]["every"] is None or not count:
+        return items, None
+    check_ranks(count, "evaluate.held_out", world)
+    try:
+        return held_out(items, count, what=what)
+    except ValueError as error:
+        raise ValueError(f"evaluate.held_out={count}: of {part.name} {error}") from error
 
 
 def share_of(held: Sequence[Tokens], world: World) -> TextBatch:
@@ -216,8 +250,19 @@ def check_batch(cfg: build.Config, part: Part, feed: Feed, batch: int, loss: Map
     check_ranks(batch, key, world)
     if loss["negatives"] == "group" and feed.group_size == 1:
         raise ValueError(f"{feed.name} has the negatives of its own rows alone, and group_size=1 takes none: use 2 or more")
-    if loss["negatives"] == "rank" and feed.group_size == 1 and min(distributed.shares(batch, world)) == 1:
-        raise ValueError("loss.negatives=rank leaves a rank with one query no negative: raise global_batch or group_size")
+    check_negatives(feed, loss, batch, "global_batch", world)
+
+
+def check_negatives(feed: Feed, loss: Mapping[str, Any], batch: int, key: str, world: World) -> None:
+    """Holds a global batch against the passages that its queries are compared with.
+
+    Raises:
+        ValueError: a query would have no negative.
+    """
+    least = min(distributed.shares(batch, world)) if loss["negatives"] == "rank" else batch
+    if feed.group_size == 1 and least == 1:
+        whose = "a rank with one query" if loss["negatives"] == "rank" else "a query"
+        raise ValueError(f"loss.negatives={loss['negatives']} leaves {whose} no negative: raise {key} or group_size")
 
 
 def check_ranks(batch: int, key: str, world: World) -> None:

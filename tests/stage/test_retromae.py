@@ -23,8 +23,8 @@ def overrides(model: Path, documents: Path, output: Path, *more: str) -> list[st
     return [
         "stage=retromae", "data=text", f"data.files=[{documents}]", "data.passage_max_len=24", f"model.path={model}",
         "model.dropout=0",
-        "global_batch=12", "chunk_tokens=60", "log_every=1", "eval_texts=11", "seed=3", "precision=fp32",
-        f"output_dir={output}", *more,
+        "global_batch=12", "chunk_tokens=60", "log_every=1", "seed=3", "precision=fp32",
+        "evaluate.held_out=11", "evaluate.model=last", f"output_dir={output}", *more,
     ]  # fmt: skip
 
 
@@ -55,9 +55,9 @@ def held_out(line: dict[str, float]) -> dict[str, float]:
 
 
 def test_going_on_from_model_and_decoder_starts_where_they_ended(spawn, model_folder, documents, tmp_path):
-    first, still = tmp_path / "first", ("optim.lr=1e-12", "total_steps=1", "eval_every=1")
+    first, still = tmp_path / "first", ("optim.lr=1e-12", "total_steps=1", "evaluate.every=1")
     lines = spawn(1, several, [
-        overrides(model_folder, documents, first, "optim.lr=1e-2", "total_steps=12", "eval_every=12"),
+        overrides(model_folder, documents, first, "optim.lr=1e-2", "total_steps=12", "evaluate.every=12"),
         overrides(first / "model", documents, tmp_path / "on", *still),
         overrides(first / "model", documents, tmp_path / "fresh", *still, "decoder=fresh"),
         overrides(model_folder, documents, tmp_path / "named", *still, f"decoder={first}/decoder"),
@@ -88,9 +88,9 @@ def test_a_run_goes_on_from_its_checkpoint_with_the_figures_that_it_would_have_h
 def test_scoring_is_without_dropout_and_leaves_training_as_it_was(spawn, model_folder, documents, tmp_path):
     common = ["model.dropout=0.3", "total_steps=4"]
     often, once, still = spawn(1, several, [
-        overrides(model_folder, documents, tmp_path / "often", *common, "optim.lr=1e-3", "eval_every=1"),
-        overrides(model_folder, documents, tmp_path / "once", *common, "optim.lr=1e-3", "eval_every=4"),
-        overrides(model_folder, documents, tmp_path / "still", *common, "optim.lr=1e-12", "eval_every=1"),
+        overrides(model_folder, documents, tmp_path / "often", *common, "optim.lr=1e-3", "evaluate.every=1"),
+        overrides(model_folder, documents, tmp_path / "once", *common, "optim.lr=1e-3", "evaluate.every=4"),
+        overrides(model_folder, documents, tmp_path / "still", *common, "optim.lr=1e-12", "evaluate.every=1"),
     ])[0]  # fmt: skip
     assert [line["loss"] for line in often] == [line["loss"] for line in once]
     assert held_out(often[3]) == held_out(once[3])
@@ -123,7 +123,7 @@ def test_a_decoder_of_another_architecture_is_refused_and_of_another_query_told(
 
 def test_held_out_figures_are_those_of_the_same_texts_and_masks_on_any_number_of_ranks(spawn, model_folder, documents, tmp_path):
     def runs(size: int) -> list[list[str]]:
-        common = ["optim.lr=1e-3", "total_steps=4", "eval_every=2", f"engine=zero{size + 1}"]
+        common = ["optim.lr=1e-3", "total_steps=4", "evaluate.every=2", f"engine=zero{size + 1}"]
         return [
             overrides(model_folder, documents, tmp_path / f"{size}-{loss}", *common, f"loss={loss}") for loss in ("dupmae", "mlm")
         ]
@@ -159,7 +159,9 @@ def test_what_is_held_out_is_not_trained_on_and_documents_are_spans_of_all_the_r
     texts = [json.loads(line)["text"] for line in documents.read_text("utf8").splitlines()]
     tokens = {cut: 0 for cut in ("truncate", "sentences")}
     for cut in tokens:
-        arguments = overrides(model_folder, documents, tmp_path / cut, "eval_every=1", "total_steps=1", f"documents.cut={cut}")
+        arguments = overrides(
+            model_folder, documents, tmp_path / cut, "evaluate.every=1", "total_steps=1", f"documents.cut={cut}"
+        )
         cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
         output.claim(cfg)
         source = build.source(cfg, alone)
@@ -184,7 +186,7 @@ def test_what_is_held_out_is_not_trained_on_and_documents_are_spans_of_all_the_r
 @pytest.mark.parametrize(
     ("more", "answer"),
     [
-        (["eval_every=1", "eval_texts=30"], "eval_texts=30: of data=text 30 texts cannot be held out of 60"),
+        (["evaluate.every=1", "evaluate.held_out=30"], "evaluate.held_out=30: of data=text 30 texts cannot be held out of 60"),
         (["decoder=nowhere"], "decoder=nowhere: has no config.json, so it is no saved decoder; decoder=fresh starts a new one"),
         (["documents.cut=truncate", "documents.across=true"], "across=true needs cut=sentences or cut=tokens"),
     ],
