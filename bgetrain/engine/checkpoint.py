@@ -202,14 +202,21 @@ def load(folder: Path, step: int, rank: int, size: int) -> TrainState:
     return TrainState(step, held, facts["counters"], facts["scaler"], random)
 
 
-def best_weights(folder: Path) -> dict[str, Tensor]:
-    """The parameters of the best checkpoint, whole, fp32.
+def best_step(folder: Path, warn: Callable[[str], None]) -> int:
+    """The step of the best checkpoint, 0 where there is none that is whole; rank 0 calls it."""
+    step = named(folder, "best")
+    if step:
+        try:
+            check(place_of(folder, step))
+        except DamageError as error:
+            warn(f"damaged checkpoint, the best one: {error}; the last weights are kept instead")
+            return 0
+    return step
 
-    Raises:
-        DamageError: it is not what was written.
-    """
-    place = place_of(folder, named(folder, "best"))
-    check(place)
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """The parameters of a checkpoint that is whole, fp32, through memory maps."""
+    place = place_of(folder, step)
     tensors: dict[str, Tensor] = {}
     for name in read(place)["parts"]:
         tensors |= load_file(place / name)

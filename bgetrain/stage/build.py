@@ -223,7 +223,11 @@ def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: So
 def weights_to_keep(cfg: Config, running: Engine) -> dict[str, Tensor]:
     """What `model/` gets, as `Engine.weights` has it: the best step's weights where steps were compared, else the last ones."""
     if cfg["evaluate"]["every"] is not None and cfg["evaluate"]["model"] == "best":
-        return checkpoint.best_weights(Path(cfg["output_dir"]) / "checkpoints")
+        checkpoints = Path(cfg["output_dir"]) / "checkpoints"
+        found = checkpoint.best_step(checkpoints, console.say) if running.world.rank == 0 else 0
+        step = distributed.from_first(found, running.world)
+        if step:
+            return checkpoint.weights(checkpoints, step)
     return running.weights()
 
 

@@ -74,7 +74,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
     build.save_model(cfg, engine, body, "backbone.", source, world)
-    return {"steps": supplied.total_steps, "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
+    return {"steps": int(figures["steps"]), "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
 
 
 def check(cfg: Mapping[str, Any], width: int) -> None:

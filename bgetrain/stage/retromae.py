@@ -80,7 +80,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     update, describe = partial(masked.update_once, trained), partial(masked.described, body.tokenizer)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
     save(cfg, trained, body, source, world)
-    return {"steps": supplied.total_steps, "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}
+    return {"steps": int(figures["steps"]), "texts": sum(len(feed.tokens) for feed in supplied.feeds), "training": figures}
 
 
 def check(tokenizer: Any) -> None:

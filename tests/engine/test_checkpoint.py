@@ -57,7 +57,8 @@ def test_pruning_keeps_the_newest_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "latest", "step_10", "step_100", "step_15"]
     assert (checkpoint.named(tmp_path, "latest"), checkpoint.named(tmp_path, "best")) == (100, 10)
     torch.testing.assert_close(
-        checkpoint.best_weights(tmp_path), {"a.weight": WEIGHTS["a.weight"] + 10, "a.bias": WEIGHTS["a.bias"]}
+        checkpoint.weights(tmp_path, checkpoint.best_step(tmp_path, print)),
+        {"a.weight": WEIGHTS["a.weight"] + 10, "a.bias": WEIGHTS["a.bias"]},
     )
 
 

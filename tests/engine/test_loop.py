@@ -299,7 +299,7 @@ def test_the_best_step_stays_and_training_ends_when_patience_has_run_out(tmp_pat
     lines = {}
     last = fit(tmp_path, Counter(), total_steps=100, scoring=scoring, log=lambda step, metrics: lines.update({step: metrics}))
     assert (last["steps"], last["best_step"]) == (10.0, 4.0)
-    assert checkpoint.best_weights(tmp_path / "checkpoints")["updates"].item() == 4.0
+    assert checkpoint.weights(tmp_path / "checkpoints", 4)["updates"].item() == 4.0
     assert checkpoint.steps(tmp_path / "checkpoints") == [4, 10]
     engine = Counter()
     again = fit(tmp_path, engine, total_steps=100, scoring=scoring, first_step=11)  # killed before its model was written
