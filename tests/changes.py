@@ -13,7 +13,7 @@ STEPS = 10  # between two changes
 TOLERANCE = 1e-5  # of a loss, relative: sums over ranks and chunks are taken in another order
 INTERRUPTED = 75
 # a small step, so that rounding does not grow from one change to the next
-MORE = ["model.dropout=0", "optim=sgd", "optim.lr=0.01", "optim.momentum=0.9", "log_every=1", "save_every=1000"]
+MORE = ["model.dropout=0", "optim=sgd", "optim.lr=1e-3", "optim.momentum=0.9", "log_every=1", "save_every=1000"]
 
 
 class Changed(NamedTuple):
@@ -31,7 +31,7 @@ class Changed(NamedTuple):
 
 
 def drawn(count: int, draw: random.Random) -> list[tuple[int, int]]:
-    """`count` changes: each start is of another number of ranks or another stage than the one before; all come if there is room."""
+    """`count` changes: no start is under the same ranks and stage as the one before, and all come where there is room."""
     every = [(size, stage) for size in SIZES for stage in STAGES]
     places = [(2, 1)]
     while len(places) <= count:

@@ -20,9 +20,9 @@ def overrides(model: Path, data: Path, output: Path, steps: int, size: int, *mor
     """A small `stage=finetune`, as one would type it; of `more` the keys win."""
     typed = [
         "stage=finetune", f"model.path={model}", "data=beir", f"data.path={data}", "global_batch=7", "group_size=2",
-        "chunk_tokens=120", "step_mode=cached", "precision=fp32", f"engine=zero{zero}", "model.dropout=0.1", "loss.temperature=0.1",
-        "data.query_max_len=24", "data.passage_max_len=24", "optim.lr=1e-3", f"total_steps={steps}", f"log_every={LOG_EVERY}",
-        f"save_every={SAVE_EVERY}", f"num_processes={size}", f"output_dir={output}",
+        "chunk_tokens=120", "step_mode=cached", "precision=fp32", f"engine=zero{zero}", "model.dropout=0.1",
+        "loss.temperature=0.1", "data.query_max_len=24", "data.passage_max_len=24", "optim.lr=1e-3", f"total_steps={steps}",
+        f"log_every={LOG_EVERY}", f"save_every={SAVE_EVERY}", f"num_processes={size}", f"output_dir={output}",
     ]  # fmt: skip
     keys = [each.partition("=")[0] for each in more]
     return [*(each for each in typed if each.partition("=")[0] not in keys), *more]
@@ -110,9 +110,7 @@ def report(given: argparse.Namespace, folder: Path) -> None:
         print(f"[{time.monotonic() - began:5.0f} s] {line}", flush=True)
 
     if given.kills:
-        tally = kill(
-            model, data, folder / "kill", kills=given.kills, commands=given.commands, steps=given.steps, seed=given.seed
-        )
+        tally = kill(model, data, folder / "kill", kills=given.kills, commands=given.commands, steps=given.steps, seed=given.seed)
         said(f"kills: {tally.tried} tried ({tally.kinds}), {tally.survived} survived, the end equal bit for bit")
         said(f"kills that left a half-written checkpoint: {tally.in_saves}")
         said(f"ranks that did not come down by themselves: {tally.ended}")
