@@ -205,11 +205,11 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
     if rank == 0:
         from pathlib import Path
 
-        from bgetrain.engine.checkpoint import latest_step
+        from bgetrain.engine import checkpoint
         from bgetrain.logger import console, jsonl
 
         folder = Path(cfg["output_dir"])
-        opened += [console.start(), jsonl.start(folder / "metrics.jsonl", latest_step(folder / "checkpoints") + 1)]
+        opened += [console.start(), jsonl.start(folder / "metrics.jsonl", checkpoint.named(folder / "checkpoints", "latest") + 1)]
         if cfg["logger"].get("_target_"):
             opened.append(call(cfg["logger"], output_dir=str(folder), config=cfg))
 

@@ -85,6 +85,9 @@ class Config:
     num_workers: "NonNegativeInt"
     log_every: "PositiveInt"
     save_every: "PositiveInt"
+    keep: "PositiveInt"
+    save_async: "bool"
+    on_nonfinite: "str"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
@@ -127,6 +130,7 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
 
 def opened(text: str, each: Override, parsed: Sequence[Override]) -> str:
     """Spares the user Hydra's `+` inside mappings, whose keys are theirs: `data.columns={query: question}`."""
+    text = grammar.as_text(text)
     plain = text[0] not in "+~"
     if plain and (isinstance(each.value(), dict) or selection.in_mapping(selected(parsed), each.key_or_group)):
         return f"++{text}"

@@ -147,6 +147,12 @@ def gather_arrays(array: np.ndarray, world: World) -> np.ndarray:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)]).numpy()
 
 
+def gather_texts(text: str, world: World) -> list[str]:
+    """The texts of all ranks, one line each, in rank order."""
+    line = np.frombuffer((text + "\n").encode(), np.uint8)
+    return gather_arrays(line, world).tobytes().decode().splitlines()
+
+
 def from_rank(array: np.ndarray, owner: int, world: World) -> np.ndarray:
     """What rank `owner` has, on every rank.
 

@@ -216,6 +216,14 @@ def add_fingerprints(output_dir: str, found: Mapping[str, Any], resume: str) -> 
     write(path, json.dumps({**known, "data": dict(found)}, indent=2))
 
 
+def facts(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of the run besides: the config as it is saved, and the fingerprints of the data."""
+    provenance = folder / "provenance.json"
+    data = json.loads(provenance.read_text("utf8")).get("data", {}) if provenance.exists() else {}
+    saved = folder / "config.yaml"
+    return {"config": run_config(saved) if saved.exists() else {}, "data": data}
+
+
 def finish(output_dir: str, stage: str, figures: Mapping[str, Any]) -> None:
     """Writes `result.json`, which marks the run as done, and when (seconds since 1970)."""
     facts = {"stage": stage, "status": "done", "finished_at": time.time(), **figures}

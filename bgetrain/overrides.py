@@ -33,7 +33,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if depth(value) > DEEPEST:
             raise ValueError(f"{shortened(key)}: brackets stand within brackets at most {DEEPEST} deep, got {depth(value)}")
         try:
-            each = parser.parse_override(text)
+            each = parser.parse_override(as_text(text))
         except HydraException as error:
             raise ValueError(unreadable(text)) from error
         if not each.key_or_group:
@@ -56,6 +56,12 @@ def depth(value: str) -> int:
 def shortened(text: str) -> str:
     """What was typed, so that the line that tells of it can be read."""
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+
+
+def as_text(override: str) -> str:
+    """Quotes a value such as skip(3), in which Hydra would see a call of a function of its own."""
+    key, _, value = override.partition("=")
+    return quoted(key, value) if re.fullmatch(r"skip\(.*\)", value) else override
 
 
 def single(parsed: Sequence[Override]) -> None:

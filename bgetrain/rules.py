@@ -1,6 +1,9 @@
 """Rules that join several keys of a config; what one key may be is said by the annotations."""
 
+import re
 from typing import Any
+
+SKIP = re.compile(r"skip\(([1-9]\d*)\)", re.ASCII)
 
 
 def across(cfg: dict[str, Any]) -> None:
@@ -22,12 +25,26 @@ def across(cfg: dict[str, Any]) -> None:
             f"model.lora={rank} trains adapters, which stage={cfg['stage']['name']} does not: use stage=pairs or stage=finetune, "
             "or model.lora=null"
         )
+    if "on_nonfinite" in cfg:
+        updates_left_out(cfg["on_nonfinite"])
     if "guide_model" in cfg:
         contrast(cfg, cfg["loss"])
     if "filter" in cfg:
         filtering(cfg["filter"])
     if "mine" in cfg:
         mining(cfg["mine"])
+
+
+def updates_left_out(on_nonfinite: str) -> int:
+    """Updates in a row that may be left out.
+
+    Raises:
+        ValueError: it is neither stop nor skip(N).
+    """
+    found = SKIP.fullmatch(on_nonfinite)
+    if on_nonfinite != "stop" and not found:
+        raise ValueError(f"on_nonfinite must be stop or skip(N), with N updates in a row at the most, got {on_nonfinite!r}")
+    return int(found[1]) if found else 0
 
 
 def mining(asked: dict[str, Any]) -> None:

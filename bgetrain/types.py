@@ -253,21 +253,22 @@ class LossOutput(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """What a checkpoint holds; everything else follows from (config, seed, step).
+    """What a checkpoint holds of the engine; data order, masks and learning rate follow from (config, seed, step).
 
     Attributes:
         step: optimizer steps done.
-        parameters: name -> fp32 tensor, whole.
-        moments: name -> {state name -> fp32 tensor, whole}.
+        tensors: fp32, whole: `NAME` a parameter, `NAME/STATE` what the optimizer keeps of it. On the way to disk those of
+            this rank, from it those of all.
         counters: optimizer scalars such as AdamW's step count, name -> value.
         scaler: fp16's loss scale, its counters, and the updates skipped; None in another precision.
+        random: uint8 states of this rank's generators, `cpu` and, on a GPU, `cuda`; none where ranks are not as many as then.
     """
 
     step: int
-    parameters: dict[str, Tensor]
-    moments: dict[str, dict[str, Tensor]]
+    tensors: dict[str, Tensor]
     counters: dict[str, float]
-    scaler: dict[str, float] | None = None
+    scaler: dict[str, float] | None
+    random: dict[str, Tensor]
 
 
 class Log(Protocol):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bgetrain.engine import machine
 from bgetrain.engine.deepspeed import Engine
+from bgetrain.engine.states import spreading
 from bgetrain.types import LossOutput
 
 TIDY = 8  # chunks between two tidyings, which cost about as much as a hundredth of a chunk each; our choice
@@ -55,7 +56,7 @@ def cached_step(engine: Engine, chunks: Sequence[Chunk], order: Tensor, seeds: S
     parts.clear()
     leaves = [leaf] if shift is None else [leaf, shift.requires_grad_()]
     output = loss(leaf, shift)
-    gradient, *to_shift = torch.autograd.grad(output.loss, leaves)
+    gradient, *to_shift = torch.autograd.grad(spreading(output.loss), leaves)
     for number in reversed(range(len(chunks))):
         tidy(engine, number)
         embeddings, shift = engine.forward([seeds[number]], *chunks[number])

@@ -1,9 +1,9 @@
 """DeepSpeed ZeRO 0-3 behind a few verbs; the only file that imports deepspeed."""
 
-import difflib
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +11,18 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bgetrain.engine import scaler
+from bgetrain.engine.checkpoint import MOMENT, shared_out, whole_name
+from bgetrain.engine.keys import check_keys
+from bgetrain.engine.states import (
+    inner_optimizer,
+    is_counter,
+    link_states,
+    local_norm,
+    moment_names,
+    on_host,
+    shape_of,
+    spreading,
+)
 from bgetrain.types import NonNegativeFloat, TrainState, World
 
 logging.disable(logging.WARNING)  # importing deepspeed warns that a CPU is a CPU
@@ -31,14 +43,6 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distribu
 # on a CPU deepspeed would compile a shared-memory all-reduce, which needs g++, ninja and over a minute
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda *_, **__: None  # which prints 18 lines into the user's terminal
-
-# deepspeed's top-level keys that leave the update what it is (its runtime/config.py, 0.19.8); sizes, precision, optimizer
-# and the like follow from keys of ours
-PASSED_ON = (
-    "activation_checkpointing", "aio", "comms_logger", "communication_data_type", "compile", "csv_monitor", "data_types",
-    "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "gradient_predivide_factor", "log_level",
-    "memory_breakdown", "prescale_gradients", "steps_per_print", "tensorboard", "timers", "wandb", "wall_clock_breakdown",
-)  # fmt: skip
 
 
 class Engine:
@@ -66,15 +70,19 @@ class Engine:
             last: no backward follows before `step`.
         """
         self.core.set_gradient_accumulation_boundary(last)
-        self.core.backward(loss * self.world.size)  # deepspeed averages over ranks, our losses add up
+        self.core.backward(spreading(loss) * self.world.size)  # deepspeed averages over ranks, our losses add up
 
     def step(self) -> float:
         """Clips, updates and clears; returns the gradient's 2-norm over all parameters, before clipping.
 
-        0 where fp16's loss scaler skipped the update because of an overflow, which is how it finds its scale.
+        Where that is not finite, nothing was updated. 0 where fp16's loss scaler skipped the update because of an overflow,
+        which is how it finds its scale.
         """
         norm = local_norm(self.core.module) if self.zero_stage == 0 else None
-        self.core.step()
+        if norm is not None and not math.isfinite(norm):
+            self.core.zero_grad()
+            return norm
+        self.core.step()  # from ZeRO-1 on it looks for itself
         if self.core.fp16_enabled() and getattr(self.core.optimizer, "overflow", False):
             return 0.0
         return float(self.core.get_global_grad_norm() if norm is None else norm)
@@ -97,26 +105,36 @@ class Engine:
 
     def weights(self) -> dict[str, Tensor]:
         """All trained parameters, whole, in fp32, on the host; the same on every rank."""
-        if self.zero_stage == 0:
-            return {name: each.detach().float().cpu().clone() for name, each in self.trained().items()}
-        return {name: safe_get_full_fp32_param(each).cpu().clone() for name, each in self.trained().items()}
+        return {name: on_host(self.whole(each, "")) for name, each in self.trained().items()}
 
     def state(self, step: int) -> TrainState:
-        """What a checkpoint holds; independent of world size and ZeRO stage."""
+        """What a checkpoint holds: of the tensors this rank's part, on the host; independent of world size and ZeRO stage."""
         inner = inner_optimizer(self.core.optimizer)
         held: dict[str, Any] = next(iter(inner.state.values()), {})
         counters = {name: float(value) for name, value in held.items() if is_counter(value)}
-        names = moment_names(inner)
-        if names:  # there are none where fp16 has skipped every update so far
+        moments = moment_names(inner)
+        if moments:  # there are none where fp16 has skipped every update so far
             link_states(self.core.optimizer)
-        moments = {}
-        for name, each in self.trained().items():
-            if self.zero_stage == 0:
-                whole = {key: inner.state[each][key] for key in names}
-            else:
-                whole = {key: safe_get_full_optimizer_state(each, key) for key in names}
-            moments[name] = {key: value.detach().float().cpu().clone().view(shape_of(each)) for key, value in whole.items()}
-        return TrainState(step, self.weights(), moments, counters, scaler.read(self.core))
+        trained = self.trained()
+        names = [(name, key) for name in trained for key in ("", *moments)]
+        sizes = {whole_name(*each): shape_of(trained[each[0]]).numel() for each in names}
+        own = set(shared_out(sizes, self.world.size)[self.world.rank])
+        tensors = {}
+        for name, key in names:
+            whole = self.whole(trained[name], key)  # above ZeRO-0 all ranks take part
+            if whole_name(name, key) in own:
+                tensors[whole_name(name, key)] = on_host(whole).view(shape_of(trained[name]))
+        random = {"cpu": torch.get_rng_state()}
+        if self.world.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.world.device)
+        return TrainState(step, tensors, counters, scaler.read(self.core), random)
+
+    def whole(self, parameter: nn.Parameter, key: str) -> Tensor:
+        """A parameter, or a state that the optimizer keeps of it, as all ranks hold it together; `key` is "" for itself."""
+        if self.zero_stage == 0:
+            found = inner_optimizer(self.core.optimizer).state[parameter][key] if key else parameter
+            return found.detach()
+        return safe_get_full_optimizer_state(parameter, key) if key else safe_get_full_fp32_param(parameter)
 
     def load(self, state: TrainState, probe: Callable[[], Tensor]) -> None:
         """Takes over a state saved under any world size and ZeRO stage.
@@ -140,7 +158,7 @@ class Engine:
             group["lr"], group["weight_decay"] = rate, decay
         inner = inner_optimizer(self.core.optimizer)
         link_states(self.core.optimizer)
-        saved = sorted({key for held in state.moments.values() for key in held})
+        saved = sorted({name.partition(MOMENT)[2] for name in state.tensors if MOMENT in name})
         skipped_all = not saved and state.scaler is not None
         if saved != sorted(moment_names(inner)) and not skipped_all:
             raise ValueError(
@@ -148,8 +166,9 @@ class Engine:
                 f"{sorted(moment_names(inner))}: use the same optim= as before, or resume=never"
             )
         for name, each in self.trained().items():
-            self.overwrite(each, state.parameters[name].to(self.world.device))
-            for key, value in state.moments[name].items():
+            self.overwrite(each, state.tensors[name].to(self.world.device))
+            for key in saved:
+                value = state.tensors[whole_name(name, key)]
                 if self.zero_stage == 0:
                     inner.state[each][key].copy_(value)
                 elif self.zero_stage == 3:
@@ -162,6 +181,10 @@ class Engine:
             if skipped_all:  # as before the first update: the step above has moved the counters on, and left zeros
                 held.update({key: value * 0 for key, value in held.items() if is_counter(value)})
         scaler.write(self.core, state.scaler)
+        if "cpu" in state.random:
+            torch.set_rng_state(state.random["cpu"])
+        if "cuda" in state.random and self.world.device.type == "cuda":
+            torch.cuda.set_rng_state(state.random["cuda"], self.world.device)
 
     def check(self, state: TrainState) -> None:
         """Holds names and shapes of a state against the module.
@@ -170,9 +193,9 @@ class Engine:
             ValueError: one that differs.
         """
         for name, each in self.trained().items():
-            if name not in state.parameters:
+            if name not in state.tensors:
                 raise ValueError(f"the checkpoint of step {state.step} has no {name!r}, it is of another model: use resume=never")
-            have, want = tuple(state.parameters[name].shape), tuple(shape_of(each))
+            have, want = tuple(state.tensors[name].shape), tuple(shape_of(each))
             if have != want:
                 raise ValueError(f"{name} is {list(have)} in the checkpoint of step {state.step} but {list(want)} in the model")
 
@@ -250,51 +273,3 @@ def start(
     except DeepSpeedConfigError as error:
         raise ValueError(f"DeepSpeed refuses the config: {' '.join(str(error).split())}") from error
     return Engine(core, world, stage)
-
-
-def check_keys(keys: Iterable[str]) -> None:
-    """Refuses top-level keys of deepspeed's config that are not passed on.
-
-    Raises:
-        ValueError: the first such key.
-    """
-    for name in keys:
-        if name not in PASSED_ON:
-            close = difflib.get_close_matches(name, [*PASSED_ON, "gradient_clipping", "zero_optimization"], n=1)
-            hint = f"did you mean {close[0]}?" if close else f"valid: {', '.join(PASSED_ON)}"
-            raise ValueError(f"engine.{name} is not a key of DeepSpeed that can be set here; {hint}")
-
-
-def inner_optimizer(optimizer: Any) -> Any:
-    """The torch optimizer inside deepspeed's wrapper."""
-    return optimizer.optimizer if hasattr(optimizer, "optimizer") else optimizer
-
-
-def link_states(optimizer: Any) -> None:
-    """Lets `safe_get_full_optimizer_state` find every state.
-
-    ZeRO-1 and 2 link them after the first parameter group's first step, when those of later groups do not exist yet.
-    """
-    if hasattr(optimizer, "_lazy_init_hp_params_optimizer_state"):
-        optimizer._hp_optimizer_states_linked = False
-        optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def moment_names(optimizer: Any) -> list[str]:
-    """Names of the states that a torch optimizer keeps for each element of a parameter."""
-    held: dict[str, Any] = next(iter(optimizer.state.values()), {})
-    return [name for name, value in held.items() if isinstance(value, Tensor) and not is_counter(value)]
-
-
-def is_counter(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, Tensor) and value.ndim == 0)
-
-
-def shape_of(parameter: nn.Parameter) -> torch.Size:
-    """The whole shape, also where ZeRO-3 holds a part."""
-    return getattr(parameter, "ds_shape", parameter.shape)
-
-
-def local_norm(module: nn.Module) -> float:
-    gradients = [each.grad for each in module.parameters() if each.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))

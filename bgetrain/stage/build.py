@@ -10,13 +10,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bgetrain import distributed, output
+from bgetrain import distributed, output, rules
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
 from bgetrain.engine.best import Scoring
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.loop import Counts, fit
+from bgetrain.engine.guard import Guard
+from bgetrain.engine.loop import fit
+from bgetrain.engine.saver import Saver
+from bgetrain.engine.window import Counts
 from bgetrain.logger import console
 from bgetrain.model import folder, lora
 from bgetrain.model.body import Body, load_tokenizer
@@ -142,12 +145,16 @@ def engine(cfg: Config, module: nn.Module, world: World) -> tuple[Engine, Callab
 
 
 def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
-    """Takes over the newest checkpoint, if there is one; returns the first step to do."""
-    state = checkpoint.load_latest(Path(cfg["output_dir"]) / "checkpoints")
-    if state is None:
-        return 1
-    running.load(state, probe)
-    return state.step + 1
+    """Takes over the newest checkpoint that is whole, if there is one; returns the first step to do.
+
+    Raises:
+        ValueError: there are checkpoints and none is whole, or they are of another model or optimizer.
+    """
+    world, checkpoints = running.world, Path(cfg["output_dir"]) / "checkpoints"
+    step = distributed.from_first(checkpoint.newest_whole(checkpoints, console.say) if world.rank == 0 else 0, world)
+    if step:
+        running.load(checkpoint.load(checkpoints, step, world.rank, world.size), probe)
+    return step + 1
 
 
 def train(
@@ -162,7 +169,22 @@ def train(
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
     scoring: Scoring | None = None,
 ) -> dict[str, float]:
-    """`fit` with the keys that every training stage has; returns the last figures logged."""
+    """`fit` with the keys that every training stage has; returns the last figures logged, and `steps` done."""
+    output_dir = Path(cfg["output_dir"])
+    checkpoints = output_dir / "checkpoints"
+    if world.rank == 0:
+        checkpoints.mkdir(exist_ok=True)
+    progress = checkpoint.progress(checkpoints, steps.start - 1)
+    saver = Saver(
+        checkpoints,
+        world,
+        keep=cfg["keep"],
+        overlap=cfg["save_async"],
+        facts=output.facts(output_dir) if world.rank == 0 else {},
+        warn=console.say,
+        first_step=steps.start,
+    )
+    most, known = rules.updates_left_out(cfg["on_nonfinite"]), progress[0]["guard"] if progress else {}
     return fit(
         running,
         batch_at,
@@ -173,11 +195,12 @@ def train(
         log=log,
         log_every=cfg["log_every"],
         save_every=cfg["save_every"],
-        output_dir=cfg["output_dir"],
         num_workers=cfg["num_workers"],
         world=world,
-        describe=describe,
+        saver=saver,
+        guard=Guard(most, output_dir / "nonfinite", describe, world, console.say, known),
         scoring=scoring,
+        progress=progress,
     )
 
 

@@ -13,7 +13,7 @@ from bgetrain.data.tokenize import chunk, cut, join
 from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, single_step
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.loop import Counts
+from bgetrain.engine.window import Counts
 from bgetrain.stage import build, embed, supply
 from bgetrain.target import call
 from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World

@@ -14,8 +14,8 @@ from bgetrain.data.texts import word_chunk
 from bgetrain.data.tokenize import cut
 from bgetrain.engine.chunked import chunk_seeds, summed_step
 from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.loop import Counts
 from bgetrain.engine.machine import Stopwatch
+from bgetrain.engine.window import Counts
 from bgetrain.types import LossOutput, Objective, Predictions, TextBatch, Totals, WordChunk, World
 
 

@@ -20,6 +20,9 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     from bgetrain.engine import checkpoint, deepspeed, loop, scaler
+    from bgetrain.engine.guard import Guard
+    from bgetrain.engine.saver import Saver
+    from bgetrain.engine.window import Counts
     from bgetrain.types import LossOutput
 
     torch.manual_seed(0)
@@ -32,10 +35,13 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
     engine.core.optimizer.loss_scaler = DynamicLossScaler(
         init_scale=2.0**6, scale_window=2, min_scale=1, delayed_shift=2, consecutive_hysteresis=False
     )
-    state, first = checkpoint.load_latest(folder / "checkpoints"), 1
-    if state is not None:
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    done = checkpoint.named(checkpoints, "latest")
+    if done:
+        state = checkpoint.load(checkpoints, done, world.rank, world.size)
         engine.load(state, lambda: engine.forward(torch.ones(1, 4)).sum())
-        first = state.step + 1
+    first = done + 1
     scales = [engine.core.optimizer.loss_scaler.cur_scale]
 
     def update(step, batch):
@@ -43,7 +49,7 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
         loss = engine.forward(torch.randn(3, 4, generator=generator)).square().sum() / 6
         # one rank's gradient overflows: the update must be skipped on all
         engine.backward(loss * float("inf") if step in overflows and world.rank == 0 else loss, last=True)
-        return LossOutput(loss.detach(), {}), loop.Counts(3, 3, 3)
+        return LossOutput(loss.detach(), {}), Counts(3, 3, 3)
 
     logged = []
 
@@ -54,11 +60,13 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
 
     loop.fit(
         engine, lambda step: Batch(step, 0.0), update, first_step=first, total_steps=last,
-        schedule=lambda step, total: 1 - step / 100, log=log, log_every=1, save_every=100, output_dir=str(folder),
-        num_workers=0, world=world,
+        schedule=lambda step, total: 1 - step / 100, log=log, log_every=1, save_every=100, num_workers=0, world=world,
+        saver=Saver(checkpoints, world, keep=2, overlap=True, facts={}, warn=print, first_step=first),
+        guard=Guard(0, folder / "nonfinite", None, world, print, {}), scoring=None,
+        progress=checkpoint.progress(checkpoints, done),
     )  # fmt: skip
     final = engine.state(last)
-    return {"logged": logged, "weights": final.parameters, "counters": final.counters, "scaler": scaler.read(engine.core),
+    return {"logged": logged, "weights": engine.weights(), "counters": final.counters, "scaler": scaler.read(engine.core),
             "scales": scales}  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """The training loop: interrupts, batches made ahead, and what it logs."""
 
+import contextlib
 import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -13,7 +15,10 @@ import torch
 
 from bgetrain.engine import checkpoint, loop
 from bgetrain.engine.ahead import ahead
-from bgetrain.engine.best import Scoring
+from bgetrain.engine.best import Best, Scoring
+from bgetrain.engine.guard import Guard
+from bgetrain.engine.saver import Saver
+from bgetrain.engine.window import Counts
 from bgetrain.types import Interrupted, LossOutput, TrainState, World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -28,7 +33,7 @@ class Counter:
     """Counts updates in place of a model."""
 
     def __init__(self) -> None:
-        self.updates, self.rates = 0, []
+        self.updates, self.rates, self.norm = 0, [], None
 
     def set_rate(self, factor):
         self.rates.append(factor)
@@ -40,23 +45,43 @@ class Counter:
         return None
 
     def step(self):
+        if self.norm is not None:
+            return self.norm
         self.updates += 1
         return float(self.updates)
 
     def state(self, step):
-        return TrainState(step, {"updates": torch.tensor([float(self.updates)])}, {"updates": {}}, {})
+        return TrainState(step, {"updates": torch.tensor([float(self.updates)])}, {}, None, {})
 
 
-def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, log_every=4, save_every=100, **more):
+def saver_of(folder, *, first_step=1, keep=2, overlap=False, warn=print):
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    return Saver(folder / "checkpoints", ALONE, keep=keep, overlap=overlap, facts={}, warn=warn, first_step=first_step)
+
+
+def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, log_every=4, save_every=100, most=0,
+        warn=print, describe=None, scoring=None, saver=None):  # fmt: skip
     def plain(step, batch):
         assert batch.step == step
-        return LossOutput(torch.tensor(float(step)), {"accuracy": torch.tensor(0.5)}), loop.Counts(2, 10, 20)
+        return LossOutput(torch.tensor(float(step)), {"accuracy": torch.tensor(0.5)}), Counts(2, 10, 20)
 
+    saver = saver or saver_of(folder, first_step=first_step, warn=warn)
+    progress = checkpoint.progress(folder / "checkpoints", first_step - 1)
+    known = progress[0]["guard"] if progress else {}
     return loop.fit(
         engine, lambda step: Batch(step, step / 10), update or plain, first_step=first_step, total_steps=total_steps,
         schedule=lambda step, total: step / total, log=log or (lambda step, metrics: None), log_every=log_every,
-        save_every=save_every, output_dir=str(folder), num_workers=0, world=ALONE, **more,
+        save_every=save_every, num_workers=0, world=ALONE, saver=saver, progress=progress, scoring=scoring,
+        guard=Guard(most, folder / "nonfinite", describe, ALONE, warn, known),
     )  # fmt: skip
+
+
+def latest(folder: Path) -> int:
+    return checkpoint.newest_whole(folder / "checkpoints", print)
+
+
+def saved_updates(folder: Path) -> float:
+    return checkpoint.load(folder / "checkpoints", latest(folder), 0, 1).tensors["updates"].item()
 
 
 def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path):
@@ -71,7 +96,7 @@ def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path):
     assert all(line["memory_gb"] == pytest.approx(own, rel=0.1) for line in lines.values())
     assert all(line["tokens_per_second"] == pytest.approx(5 * line["queries_per_second"]) for line in lines.values())
     assert [line["epoch"] for line in lines.values()] == [0.1, 0.4, 0.8, 1.0]
-    assert last == lines[10]
+    assert last == {**lines[10], "steps": 10.0}
 
 
 def test_held_out_figures_come_every_score_every_steps_and_at_the_end_and_cost_no_throughput(tmp_path):
@@ -98,7 +123,7 @@ def test_shares_are_of_the_time_since_the_last_line(tmp_path):
 
     def update(step, batch):
         time.sleep(0.05)
-        return LossOutput(torch.tensor(1.0), {}), loop.Counts(1, 1, 1, {"masking": 0.02})
+        return LossOutput(torch.tensor(1.0), {}), Counts(1, 1, 1, {"masking": 0.02})
 
     fit(tmp_path, Counter(), update=update, log=lambda step, metrics: lines.update({step: metrics}))
     for line in (lines[4], lines[8]):  # the seconds of a line follow from its queries
@@ -109,13 +134,13 @@ def test_shares_are_of_the_time_since_the_last_line(tmp_path):
 def test_checkpoints_come_every_save_every_steps_and_at_the_end(tmp_path):
     fit(tmp_path, Counter(), save_every=4)
     assert checkpoint.steps(tmp_path / "checkpoints") == [8, 10]
-    assert checkpoint.latest_step(tmp_path / "checkpoints") == 10
+    assert latest(tmp_path) == 10
 
 
 def interrupting(step, batch):
     if step == 3:
         signal.raise_signal(signal.SIGINT)
-    return LossOutput(torch.tensor(1.0), {}), loop.Counts(1, 1, 1)
+    return LossOutput(torch.tensor(1.0), {}), Counts(1, 1, 1)
 
 
 def test_the_first_interrupt_finishes_the_step_and_saves_it(tmp_path):
@@ -124,8 +149,8 @@ def test_the_first_interrupt_finishes_the_step_and_saves_it(tmp_path):
     with pytest.raises(Interrupted, match="step 3 of 10 is saved"):
         fit(tmp_path, engine, update=interrupting, log=lambda step, metrics: lines.append(step))
     assert engine.updates == 3
-    assert checkpoint.load_latest(tmp_path / "checkpoints").parameters["updates"].item() == 3.0
-    assert lines[-1] == 3
+    assert saved_updates(tmp_path) == 3.0
+    assert lines == [1]  # an interruption adds no line
     assert signal.getsignal(signal.SIGINT) is earlier
 
 
@@ -137,8 +162,8 @@ def test_an_interrupt_in_the_last_step_changes_nothing(tmp_path):
 
 TWICE = """
 import os, signal, sys, time
-from bgetrain.engine import loop
-with loop.asked_to_stop() as asked:
+from bgetrain.engine import interrupts
+with interrupts.asked_to_stop() as asked:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.1)
     print("asked" if asked.is_set() else "not asked", flush=True)
@@ -185,13 +210,127 @@ def test_batches_are_made_at_most_three_ahead_and_the_thread_ends_with_the_loop(
     assert not makers()
 
 
+def not_finite_at(*steps: int):
+    def update(step, batch):
+        return LossOutput(torch.tensor(float("inf") if step in steps else 1.0), {}), Counts(2, 1, 1)
+
+    return update
+
+
 def test_a_loss_that_is_not_finite_is_not_applied(tmp_path):
+    engine = Counter()
+    with pytest.raises(FloatingPointError, match="at step 2 on rank 0: inf"):
+        fit(tmp_path, engine, update=not_finite_at(2))
+    assert engine.updates == 1
+    assert not makers()
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_and_leaves_the_rows_of_its_batch(tmp_path):
     engine = Counter()
 
     def update(step, batch):
-        return LossOutput(torch.tensor(float("inf") if step == 2 else 1.0), {}), loop.Counts(1, 1, 1)
+        engine.norm = float("inf") if step == 3 else None
+        return LossOutput(torch.tensor(1.0), {}), Counts(2, 1, 1)
 
-    with pytest.raises(FloatingPointError, match="at step 2 on rank 0: inf"):
-        fit(tmp_path, engine, update=update)
-    assert engine.updates == 1
-    assert not makers()
+    with pytest.raises(FloatingPointError) as caught:
+        fit(tmp_path, engine, update=update, describe=lambda batch, places: [{"row": 10 * batch.step + each} for each in places])
+    path = tmp_path / "nonfinite" / "step_3.rank_0.jsonl"
+    assert str(caught.value) == f"gradient is not finite at step 3, in a batch of 2 rows, written to {path}"
+    assert path.read_text() == '{"row": 30}\n{"row": 31}\n'
+    assert engine.updates == 2
+
+
+def test_updates_that_are_not_finite_are_left_out_as_many_in_a_row_as_allowed_and_counted(tmp_path):
+    said, lines = [], {}
+    last = fit(
+        tmp_path, Counter(), update=not_finite_at(2, 3, 5), most=2, warn=said.append, log_every=1,
+        log=lambda step, metrics: lines.update({step: metrics}),
+    )  # fmt: skip
+    assert [line["nonfinite_steps"] for line in lines.values()] == [0, 1, 2, 2, 3, 3, 3, 3, 3, 3]
+    assert said[1] == "loss is not finite at step 3 on rank 0: inf; its update is left out, 2 of 2 in a row"
+    assert "loss" not in lines[2]  # there was none to average
+    assert last["loss"] == 1.0
+    with pytest.raises(FloatingPointError, match=r"at step 4 .*skip\(2\) leaves out no more than that in a row"):
+        fit(tmp_path, Counter(), update=not_finite_at(2, 3, 4), most=2)
+
+
+def test_a_leap_of_the_loss_is_told_once_and_a_fall_is_not(tmp_path):
+    said = []
+
+    def update(step, batch):
+        loss = 10.0 if step == 30 else 5.0 / step**0.5 + 0.01 * (step % 3)
+        return LossOutput(torch.tensor(loss), {}), Counts(1, 1, 1)
+
+    fit(tmp_path, Counter(), update=update, total_steps=60, log_every=1, warn=said.append)
+    assert len(said) == 1
+    assert said[0].startswith("loss 10.0000 at step 30 has leapt: the median of the 29 lines before is 1.")
+
+
+def stopped_at(stop: int, plain):
+    """As `plain`, with a SIGINT inside a step."""
+
+    def update(step, batch):
+        if step == stop:
+            signal.raise_signal(signal.SIGINT)
+        return plain(step, batch)
+
+    return update
+
+
+DETERMINED = ("loss", "accuracy", "grad_norm", "lr", "epoch", "held_out_loss", "nonfinite_steps", "progress_ratio")
+
+
+@pytest.mark.parametrize("stop", [1, 2, 5, 6, 7, 9, 10])
+def test_lines_of_an_interrupted_run_are_those_of_one_that_never_stopped(stop, tmp_path):
+    """Stops lie on and beside the ends of windows and scores; thirds are no binary fractions: a sum in another order shows."""
+
+    def plain(step, batch):
+        loss = float("nan") if step == 3 else step / 3
+        return LossOutput(torch.tensor(loss, dtype=torch.float64), {"accuracy": torch.tensor(step / 7)}), Counts(2, 10, 20)
+
+    def run(folder, update, first_step):
+        engine, lines, scored = Counter(), {}, []
+        engine.updates = first_step - 1
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+        def score():
+            scored.append(engine.updates)
+            return {"held_out_loss": 1 / engine.updates}
+
+        with contextlib.suppress(Interrupted):
+            fit(
+                folder, engine, update=update, log=lambda step, metrics: lines.update({step: metrics}), total_steps=11, most=1,
+                log_every=3, first_step=first_step, scoring=Scoring(score, 5, "held_out_loss", None), warn=lambda _: None,
+            )  # fmt: skip
+        return {step: {name: line.get(name) for name in DETERMINED} for step, line in lines.items()}, scored
+
+    whole, _ = run(tmp_path / "once", plain, 1)
+    first, before = run(tmp_path / "twice", stopped_at(stop, plain), 1)
+    assert stop not in before  # who asks to stop waits for no score
+    second, _ = run(tmp_path / "twice", plain, stop + 1)
+    assert list(whole) == [1, 3, 5, 6, 9, 10, 11]
+    assert not set(first) & set(second)
+    assert {**first, **second} == whole
+
+
+def test_the_best_step_stays_and_training_ends_when_patience_has_run_out(tmp_path):
+    figures = iter([3.0, 1.0, 2.0, float("nan"), 1.0, 0.5])
+    scoring = Scoring(lambda: {"held_out_loss": next(figures)}, 2, "held_out_loss", 3)
+    lines = {}
+    last = fit(tmp_path, Counter(), total_steps=100, scoring=scoring, log=lambda step, metrics: lines.update({step: metrics}))
+    assert (last["steps"], last["best_step"]) == (10.0, 4.0)
+    assert checkpoint.best_weights(tmp_path / "checkpoints")["updates"].item() == 4.0
+    assert checkpoint.steps(tmp_path / "checkpoints") == [4, 10]
+    engine = Counter()
+    again = fit(tmp_path, engine, total_steps=100, scoring=scoring, first_step=11)  # killed before its model was written
+    assert engine.updates == 0
+    assert again == last
+
+
+def test_more_is_better_but_for_losses():
+    figures = [0.3, 0.5, 0.4]
+    for metric, expected in (("ndcg@10", 2), ("held_out_loss", 1)):
+        best = Best(Scoring(dict, 1, metric, None), {})
+        for step, value in enumerate(figures, 1):
+            best.add(step, {metric: value})
+        assert best.step == expected

@@ -128,15 +128,17 @@ def load_others(world, model: Path, data: Path, output: Path) -> list[str]:
 
     from bgetrain.engine import checkpoint
     from bgetrain.stage import build
-    from bgetrain.types import TrainState
 
     right = {"weight": torch.zeros(3, 2), "bias": torch.zeros(3)}
-    exp_avg = {name: {"exp_avg": each} for name, each in right.items()}
+    exp_avg = {f"{name}/exp_avg": torch.zeros_like(each) for name, each in right.items()}
     said = []
     for weights, moments in [({"weight": torch.zeros(2, 2), "bias": torch.zeros(3)}, {}), ({}, {}), (right, exp_avg)]:
         cfg = configure(model, data, output, optim="sgd", dropout=0, zero=0, precision="fp32", threshold=0)
         engine, _ = build.engine(cfg, torch.nn.Linear(2, 3), world)
-        checkpoint.save(output / "checkpoints", TrainState(1, weights, moments, {}), keep=2)
+        folder = output / "checkpoints"
+        folder.mkdir(parents=True, exist_ok=True)
+        part = checkpoint.write_part(folder, 1, 0, 1, weights | moments)
+        checkpoint.commit(folder, {"step": 1, "counters": {}, "scaler": None, "progress": []}, [part], keep=2, best=False)
         try:
             build.resumed(cfg, engine, lambda engine=engine: engine.forward(torch.ones(1, 2)).sum())
         except ValueError as error:
