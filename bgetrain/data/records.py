@@ -8,6 +8,7 @@ from bgetrain.data.columns import (
     ROW_COLUMNS,
     brief,
     joined,
+    keys_of,
     listed,
     named,
     numbered_columns,
@@ -115,7 +116,7 @@ def query_and_prompt(row: Any, columns: Mapping[str, Column]) -> tuple[str, str 
     theirs = columns.get("query", "query")
     query = joined(row, theirs)
     if query is MISSING:
-        there = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
+        there = f"its keys are {keys_of(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
         raise RowError("no_query", f"has no {named(theirs)}; {there}: map them with data.columns")
     if not isinstance(query, str) or not query.strip():
         kind = "empty_query" if isinstance(query, str) else "no_query"
