@@ -1,0 +1,385 @@
+"""Rows, configs and folders that are not what they should be, and the one line that each is answered by.
+
+Those of single functions stand beside these: tests/data/test_rows.py, test_files.py, test_formats.py and test_corpus.py for
+rows, tests/test_errors.py for the command line, tests/model/test_body.py for models. Here are the odd ones: what other
+programs, disks and strangers leave.
+"""
+
+import gzip
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bgetrain import cli
+
+GOOD = b'{"query": "q", "pos": ["p"], "neg": ["n"]}\n'
+LIMITS = {"query_max_len": 8, "passage_max_len": 8, "query_instruction": "", "missing_negatives": "random", "split": "train"}
+
+
+def refusal(capfd, call: Callable[[], Any]) -> str:
+    """The one line that a user reads; what is no ValueError of ours is a crash, and its traceback fails the test."""
+    capfd.readouterr()
+    try:
+        status = call()
+    except ValueError as error:
+        status = cli.refuse(error)
+    said = capfd.readouterr()
+    assert status == 2, f"accepted, or a crash: {said.err}"
+    assert said.out == ""
+    assert said.err.count("\n") == 1, said.err
+    return str(said.err).removeprefix("bgetrain: ").rstrip("\n")
+
+
+def opened(path: Path | str, **more: Any) -> int:
+    """Opens rows as `data=jsonl` does."""
+    from bgetrain.data.rows import jsonl
+
+    source = jsonl([str(path)], **{"columns": {}, "labels": None, "corpus": None, "on_bad_row": "stop", **LIMITS, **more})
+    assert source.rows is not None
+    return len(source.rows())
+
+
+def row(**keys: Any) -> bytes:
+    return json.dumps({"query": "q", "pos": ["p"], "neg": ["n"], **keys}).encode()
+
+
+def deep(levels: int) -> bytes:
+    return b'{"query": "q", "pos": ' + b"[" * levels + b'"p"' + b"]" * levels + b"}"
+
+
+# --- rows: (what it is, the second line of a file, the line that is said of FILE:2) --------------------------------------------
+
+LINES = [
+    ("NUL bytes", b"\0" * 40, "not JSON: Expecting value at column 1"),
+    ("a NUL in a string", b'{"query": "a\0b", "pos": ["p"]}', "not JSON: Invalid control character"),
+    ("UTF-16", '{"query": "q", "pos": ["p"]}'.encode("utf-16"), "not UTF-8 text: invalid start byte"),
+    ("latin-1", '{"query": "é", "pos": ["p"]}'.encode("latin1"), "not UTF-8 text: invalid continuation byte"),
+    ("half of a surrogate pair in bytes", b'{"query": "\xed\xa0\x80", "pos": ["p"]}', "not UTF-8 text"),
+    ("half of a surrogate pair as a key", b'{"\\udfff": 1, "query": "q", "pos": ["p"]}', "holds half a character"),
+    ("lists without end", b"[" * 200_000, "not JSON"),
+    ("objects without end", b'{"a":' * 200_000, "not JSON"),
+    ("a passage 90 lists deep", deep(91), "every passage of 'pos' must be a text that is not empty, got [[["),
+    ("a line of 20 MB that is no row", b'{"query": "' + b"x" * 20_000_000 + b'", "pos": [3]}', "every passage of 'pos' must be"),
+    (
+        "a number of 5,000 digits",
+        b'{"query": "q", "pos": ["p"], "pos_scores": [' + b"9" * 5000 + b"]}",
+        "not JSON that can be read",
+    ),
+    (
+        "a score of 10^400",
+        b'{"query": "q", "pos": ["p"], "pos_scores": [1e400]}',
+        "'pos_scores' must hold finite numbers, got [inf]",
+    ),
+    ("a score of NaN", row(pos_scores=[float("nan")]), "'pos_scores' must hold finite numbers, got [nan]"),
+    ("scores true and false", row(pos_scores=[True]), "'pos_scores' must be a list of numbers, got [True]"),
+    ("one score, no list", row(pos_scores=0.5), "'pos_scores' must be a list of numbers, got 0.5"),
+    (
+        "more scores than passages",
+        row(neg_scores=[1, 2]),
+        "'neg_scores' has 2 scores for the 1 passages of 'neg': give one for each",
+    ),
+    ("a query of null", row(query=None), "'query' must be a text that is not empty, got None"),
+    ("a query that is a list", row(query=["q"]), "'query' must be a text that is not empty, got ['q']"),
+    ("null among the positives", row(pos=["p", None]), "every passage of 'pos' must be a text that is not empty, got None"),
+    ("null among the negatives", row(neg=["n", None]), "every passage of 'neg' must be a text that is not empty, got None"),
+    ("a passage that is a list", row(pos=[["p"]]), "every passage of 'pos' must be a text that is not empty, got ['p']"),
+    ("a title of numbers", row(pos=[{"title": 3, "text": None}]), "every passage of 'pos' must be"),
+    ("a prompt that is an object", row(prompt={"a": 1}), "'prompt' must be a text, got {'a': 1}"),
+    ("two objects in a line", b'{"query": "q", "pos": ["p"]} {"query": "r", "pos": ["s"]}', "not JSON: Extra data at column 30"),
+    ("a list with commas at the end of lines", b'{"query": "q", "pos": ["p"]},', "not JSON: Extra data at column 29"),
+    ("a string", b'"query"', 'must be a JSON object such as {"query": "...", "pos": ["..."]}, got "query"'),
+    (
+        "keys of control characters",
+        b'{"a\\nb": 1, "c": 2}',
+        "has no 'query'; its keys are 'a\\nb', c: map them with data.columns",
+    ),
+    ("10,000 keys", json.dumps({f"k{n}": n for n in range(10_000)}).encode(), "k29 and 9970 more: map them with data.columns"),
+]
+
+
+@pytest.mark.parametrize(("line", "said"), [case[1:] for case in LINES], ids=[case[0] for case in LINES])
+def test_a_malformed_row_is_one_line(line, said, capfd, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD + line + b"\n" + GOOD)
+    told = refusal(capfd, lambda: opened(path))
+    assert told.startswith(f"{path}:2: ")
+    assert said in told
+    assert len(told) < 1000
+
+
+USED = [
+    ("a byte order mark", b"\xef\xbb\xbf" + GOOD, 1),
+    ("CRLF", GOOD.replace(b"\n", b"\r\n") * 2, 2),
+    ("no newline at the end", GOOD + GOOD.rstrip(), 2),
+    ("blank lines between", b"\n \t\n" + GOOD + b"\r\n" + GOOD, 2),
+    ("a line separator inside a text", row(query="a\u2028b\x85c") + b"\n", 1),
+    ("a key twice, of which the last counts", b'{"query": "", "query": "q", "pos": ["p"]}\n', 1),
+    ("pos as one text", row(pos="p") + b"\n", 1),
+    ("neg of null", row(neg=None) + b"\n", 1),
+]
+
+
+@pytest.mark.parametrize(("content", "rows"), [case[1:] for case in USED], ids=[case[0] for case in USED])
+def test_what_other_programs_write_and_is_clear_is_read(content, rows, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(content)
+    assert opened(path) == rows
+
+
+# --- files: (name, what makes it, the line) ------------------------------------------------------------------------------------
+
+
+def parquet(**columns: list[Any]) -> Callable[[Path], Any]:
+    def make(path: Path) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.table(columns), path)
+
+    return make
+
+
+def content(given: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(given)
+
+
+def cut_parquet(path: Path) -> None:
+    parquet(query=["q"] * 100, pos=[["p"]] * 100)(path)
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flipped_parquet(path: Path) -> None:
+    parquet(query=[f"q{n}" for n in range(5000)], pos=[["p"]] * 5000)(path)
+    whole = bytearray(path.read_bytes())
+    whole[40:3000] = os.urandom(2960)
+    path.write_bytes(whole)
+
+
+def saved(state: str) -> Callable[[Path], Any]:
+    """A folder as `datasets` saves one, with another `state.json`."""
+
+    def make(path: Path) -> None:
+        path.mkdir()
+        (path / "state.json").write_text(state)
+
+    return make
+
+
+FILES = [
+    ("r.jsonl", Path.mkdir, "data.files: {path} is a folder: name its files, e.g. [{path}/*.jsonl]"),
+    ("r.jsonl", lambda path: path.symlink_to(path), "data.files={path}: "),
+    ("r.jsonl", lambda path: path.symlink_to(path.with_name("nowhere")), "data.files={path}: no such file or folder"),
+    ("r.jsonl", lambda path: os.mkfifo(path), "data.files={path}: is no regular file"),
+    ("r.jsonl", content(b""), "{path}: no rows in it"),
+    ("r.jsonl", content(b" \n\t\n\r\n"), "{path}: no rows in it"),
+    ("r.jsonl", content(b"\xef\xbb\xbf"), "{path}"),
+    ("r.jsonl", content(gzip.compress(GOOD)), "{path}:1: not UTF-8 text"),
+    ("r.json", content(b'[\n{"query": "q", "pos": ["p"]}\n]\n'), "{path}:1: not JSON"),
+    ("r.jsonl.gz", content(GOOD), "{path}:1: not a whole gzip file: Not a gzipped file"),
+    ("r.jsonl.gz", content(gzip.compress(GOOD)[:-5]), "not a whole gzip file"),
+    ("r.jsonl.gz", content(gzip.compress(GOOD) + b"garbage"), "{path}:2: not a whole gzip file"),
+    ("r.jsonl.gz", content(b""), "{path}: no rows in it"),
+    ("r.jsonl.zst", content(b"no zstd"), "{path}:1: not a whole zstd file"),
+    ("r.jsonl.xz", content(b"no xz"), "{path}:1: not a whole xz file"),
+    ("r.parquet", content(b""), "{path}: cannot be read as parquet"),
+    ("r.parquet", content(b"PAR1 no parquet PAR1"), "{path}: cannot be read as parquet"),
+    ("r.parquet", cut_parquet, "{path}: cannot be read as parquet"),
+    ("r.parquet", flipped_parquet, "{path}"),
+    ("r.parquet", parquet(question=["q"], pos=[["p"]]), "{path}, row 1: has no 'query'; its keys are question, pos"),
+    ("r.parquet", parquet(query=[1], pos=[["p"]]), "{path}, row 1: 'query' must be a text that is not empty, got 1"),
+    ("r.parquet", parquet(query=[None], pos=[["p"]]), "{path}, row 1: 'query' must be a text that is not empty, got None"),
+    ("r.parquet", parquet(query=["q"], pos=[[b"\xff"]]), "{path}, row 1: every passage of 'pos' must be"),
+    ("r.parquet", parquet(query=[], pos=[]), "{path}: no rows in it"),
+    ("r.arrow", content(b"ARROW1\0\0"), "{path}: cannot be read as Arrow"),
+    ("set", saved("{"), "{path}/state.json: "),
+    ("set", saved("{}"), "{path}/state.json: "),
+    ("set", saved('{"_data_files": [{"filename": "nowhere.arrow"}]}'), "{path}/nowhere.arrow: "),
+    ("set", saved('{"_data_files": [{"filename": "../../../etc/passwd"}]}'), "{path}/state.json: "),
+]
+
+
+@pytest.mark.parametrize(("name", "make", "said"), FILES, ids=[f"{number}-{case[0]}" for number, case in enumerate(FILES)])
+def test_a_malformed_file_is_one_line(name, make, said, capfd, tmp_path):
+    path = tmp_path / name
+    make(path)
+    assert said.format(path=path) in refusal(capfd, lambda: opened(path))
+
+
+# --- configs -------------------------------------------------------------------------------------------------------------------
+
+TYPED = [
+    (["optim._target_=os.system"], "optim._target_"),
+    (["logger={_target_:os.system,command:ls}"], "os.system"),
+    (["logger._target_=true"], "logger._target_=True"),
+    (["logger._target_={}"], "logger._target_={}"),
+    (["data=jsonl", "data.files=[${data.files}]"], "data.files"),
+    (["seed=${seed}"], "seed"),
+    (["optim.lr=${loss.temperature}", "loss.temperature=${optim.lr}"], "loss.temperature"),
+    (["optim.lr=${oc.env:HOME}"], "optim.lr: "),
+    (["optim.lr={"], "cannot read 'optim.lr={'"),
+    (["data.query_instruction='half"], "cannot read "),
+    (["output_dir=a\0b"], "output_dir"),
+    (["output_dir=" + "a" * 300], "output_dir="),
+    (["seed=1e400"], "seed must be a whole number, 0 or above, got inf"),
+    (["seed=" + "9" * 5000], "seed"),
+    (["seed=18446744073709551616"], "seed"),
+    (["total_steps=1_0_0x"], "total_steps must be a whole number above 0 or null, got '1_0_0x'"),
+    (["model.dropout=nan"], "model.dropout must be a number from 0 to 1 or null, got nan"),
+    (["global_batch=true"], "global_batch must be a whole number above 0, got True"),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), TYPED, ids=[" ".join(case[0])[:40].replace("\0", "NUL") for case in TYPED])
+def test_a_malformed_config_is_one_line(typed, said, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told = refusal(capfd, lambda: cli.main(["stage=finetune", *typed]))
+    assert said in told
+    assert len(told) < 1000
+    assert list(tmp_path.iterdir()) == []
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+RECIPES = [
+    ("tabs", "one:\n\t- stage=pairs\n", "{path}:2: not YAML: found character '\\t' that cannot start any token"),
+    ("an object of Python", "one: !!python/object/apply:os.system [ls]\n", "{path}:1: not YAML: "),
+    ("a tag of nobody", "one: !mine [stage=pairs]\n", "{path}:1: not YAML: "),
+    ("anchors in anchors", BOMB, "{path}: step 'd' has more than 1000 overrides"),
+    (
+        "an anchor inside itself",
+        "one: &a [stage=pairs, *a]\n",
+        "{path}: step 'one' has lists within lists more than 20 deep, or an anchor inside itself",
+    ),
+    ("lists in lists", "one: " + "[" * 3000 + "]" * 3000 + "\n", "{path}: "),
+    ("two documents", "one: [stage=pairs]\n---\ntwo: [stage=pairs]\n", "{path}:2: not YAML: "),
+    ("control characters", "one: [stage=pairs\0]\n", "{path}: not YAML"),
+    ("a merge of no mapping", "<<: 3\none: [stage=pairs]\n", "{path}:1: not YAML: "),
+    ("an unhashable key", "? [a]\n: [stage=pairs]\n", "{path}:1: not YAML: "),
+    ("a date", "2001-01-01: [stage=pairs, 2001-01-01]\n", "2001, 1, 1) is no override"),
+    ("a step named as a path", "../../x: [stage=pairs]\n", "step '../../x' must be named by letters"),
+    ("nothing", "", "a recipe maps step names to lists of overrides, got NoneType"),
+]
+
+
+@pytest.mark.parametrize(("text", "said"), [case[1:] for case in RECIPES], ids=[case[0] for case in RECIPES])
+def test_a_malformed_recipe_is_one_line(text, said, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    told = refusal(capfd, lambda: cli.main([f"recipe={path}"]))
+    assert said.format(path=path) in told
+    assert len(told) < 1000
+
+
+# --- folders -------------------------------------------------------------------------------------------------------------------
+
+
+def edit(name: str, **keys: Any) -> Callable[[Path], Any]:
+    """Sets keys of a JSON file of the model."""
+    return lambda folder: (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **keys}))
+
+
+def text(name: str, given: str | bytes) -> Callable[[Path], Any]:
+    return lambda folder: (folder / name).write_bytes(given.encode() if isinstance(given, str) else given)
+
+
+def without(*names: str) -> Callable[[Path], Any]:
+    return lambda folder: [path.unlink() for name in names for path in folder.glob(name)]
+
+
+UNLOADABLE = "model.path={path}: cannot be loaded"
+HEADER = json.dumps({"x": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}).encode()
+MODELS = [
+    ("no tokenizer", without("tokenizer*", "vocab*", "special*"), "model.tokenizer={path}: "),
+    ("a tokenizer of garbage", text("tokenizer.json", "{"), "model.tokenizer={path}: cannot be loaded"),
+    ("a tokenizer that is no object", text("tokenizer.json", "[]"), "model.tokenizer={path}: cannot be loaded"),
+    ("a tokenizer of no model", text("tokenizer.json", "{}"), "model.tokenizer={path}: cannot be loaded"),
+    ("a config that is no JSON", text("config.json", "{"), UNLOADABLE),
+    ("a config that is no object", text("config.json", "[]"), UNLOADABLE),
+    ("a config of no text", text("config.json", b"\xff\xfe"), UNLOADABLE),
+    ("a config of no model type", text("config.json", "{}"), UNLOADABLE),
+    ("a model type of nobody", edit("config.json", model_type="nobody"), UNLOADABLE),
+    ("a hidden size of 10^12", edit("config.json", hidden_size=10**12), UNLOADABLE),
+    ("10^9 layers", edit("config.json", num_hidden_layers=10**9), UNLOADABLE),
+    ("a hidden size of text", edit("config.json", hidden_size="32"), UNLOADABLE),
+    ("a hidden size below 0", edit("config.json", hidden_size=-32), UNLOADABLE),
+    ("another hidden size", edit("config.json", hidden_size=64), UNLOADABLE),
+    ("heads that do not divide", edit("config.json", num_attention_heads=5), UNLOADABLE),
+    ("code of its own", edit("config.json", model_type="x", auto_map={"AutoConfig": "x.X"}), UNLOADABLE),
+    ("safetensors of nothing", text("model.safetensors", b""), UNLOADABLE),
+    ("safetensors with an absurd header", text("model.safetensors", struct.pack("<Q", 2**60)), UNLOADABLE),
+    ("safetensors beyond the file", text("model.safetensors", struct.pack("<Q", len(HEADER)) + HEADER), UNLOADABLE),
+    ("a pickle in place of weights", text("model.safetensors", b"\x80\x04cos\nsystem\n."), UNLOADABLE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "said"), [case[1:] for case in MODELS], ids=[case[0] for case in MODELS])
+def test_a_malformed_model_is_one_line(spoil, said, capfd, tmp_path, model_folder):
+    from bgetrain.model.body import pretrained
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    spoil(folder)
+    keys: dict[str, Any] = {"tokenizer": None, "dropout": None, "pooling": "auto", "gradient_checkpointing": False, "lora": None}
+    more: dict[str, Any] = {"lora_scale": 1.0, "lora_dropout": 0.0, "masked_lm": False, "seed": 0, "vocabulary": None}
+    told = refusal(capfd, lambda: pretrained(str(folder), **keys, **more))
+    assert said.format(path=folder) in told
+    assert len(told) < 1000
+
+
+SETS = [
+    ("no qrels", lambda folder: shutil.rmtree(folder / "qrels"), "qrels/train.tsv: no such file; the splits in"),
+    ("qrels of no split", without("qrels/train.tsv"), "qrels/train.tsv: no such file; the splits in"),
+    ("qrels of spaces", text("qrels/train.tsv", "q0 p0 1\n"), "qrels/train.tsv:1: must be query-id, corpus-id and a whole"),
+    ("qrels of NUL", text("qrels/train.tsv", b"\0\0\0\n"), "qrels/train.tsv:1: must be query-id"),
+    ("qrels of bytes", text("qrels/train.tsv", b"\xff\tp0\t1\n"), "qrels/train.tsv:1: not UTF-8 text"),
+    ("a relevance of 5,000 digits", text("qrels/train.tsv", "q0\tp0\t" + "9" * 5000), "qrels/train.tsv:1: must be"),
+    ("a query that is missing", text("qrels/train.tsv", "q0\tp0\t1\nqx\tp1\t1\n"), "qrels/train.tsv:2: query 'qx' is not in"),
+    ("no passage of the qrels", text("qrels/train.tsv", "q0\tno\t1\n"), "no query of it has a passage that the corpus holds"),
+    ("a corpus of nothing", text("corpus.jsonl", ""), "corpus.jsonl: no "),
+    ("a passage twice", text("corpus.jsonl", '{"_id": "p0", "text": "a"}\n' * 2), "corpus.jsonl:2: "),
+    ("a passage of no id", text("corpus.jsonl", '{"text": "a"}\n'), "corpus.jsonl:1: "),
+    ("a query of no text", text("queries.jsonl", '{"_id": "q0", "text": 3}\n'), "queries.jsonl:1: 'text' of a query must be"),
+    ("a split that leaves the folder", lambda folder: None, "data.split"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "said"), [case[1:] for case in SETS], ids=[case[0] for case in SETS])
+def test_a_malformed_retrieval_set_is_one_line(spoil, said, capfd, tmp_path, beir_folder):
+    from bgetrain.data.corpus import beir
+
+    folder = tmp_path / "beir"
+    shutil.copytree(beir_folder, folder)
+    spoil(folder)
+    limits = {**LIMITS, "split": "../../x"} if said == "data.split" else LIMITS
+
+    def both() -> Any:
+        source = beir(str(folder), **limits)
+        assert source.rows is not None
+        return len(source.rows())
+
+    assert said in refusal(capfd, both)
+
+
+def test_a_cache_of_garbage_is_one_line_or_made_again(capfd, tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(GOOD * 3)
+    assert opened(path) == 3
+    (made,) = [each for each in (tmp_path / "cache" / "bgetrain").iterdir() if each.is_dir()]
+    for spoiled in sorted(each for each in made.iterdir() if each.is_file()):
+        whole = spoiled.read_bytes()
+        for damage in (b"", whole[: len(whole) // 2], b"garbage"):
+            spoiled.write_bytes(damage)
+            assert str(made) in refusal(capfd, lambda: opened(path))
+        spoiled.write_bytes(whole)
+    assert opened(path) == 3
