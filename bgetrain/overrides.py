@@ -34,7 +34,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise ValueError(f"{shortened(key)}: brackets stand within brackets at most {DEEPEST} deep, got {depth(value)}")
         try:
             each = parser.parse_override(as_text(text))
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # a number of thousands of digits is Python's to refuse
             raise ValueError(unreadable(text)) from error
         if not each.key_or_group:
             raise ValueError(unreadable(text))

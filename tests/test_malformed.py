@@ -196,7 +196,7 @@ FILES = [
     ("r.parquet", parquet(query=[None], pos=[["p"]]), "{path}, row 1: 'query' must be a text that is not empty, got None"),
     ("r.parquet", parquet(query=["q"], pos=[[b"\xff"]]), "{path}, row 1: every passage of 'pos' must be"),
     ("r.parquet", parquet(query=[], pos=[]), "{path}: no rows in it"),
-    ("r.arrow", content(b"ARROW1\0\0"), "{path}: cannot be read as Arrow"),
+    ("r.arrow", content(b"ARROW1\0\0"), "{path}: cannot be read as an Arrow file"),
     ("set", saved("{"), "{path}/state.json: "),
     ("set", saved("{}"), "{path}/state.json: "),
     ("set", saved('{"_data_files": [{"filename": "nowhere.arrow"}]}'), "{path}/nowhere.arrow: "),
@@ -214,18 +214,12 @@ def test_a_malformed_file_is_one_line(name, make, said, capfd, tmp_path):
 # --- configs -------------------------------------------------------------------------------------------------------------------
 
 TYPED = [
-    (["optim._target_=os.system"], "optim._target_"),
-    (["logger={_target_:os.system,command:ls}"], "os.system"),
-    (["logger._target_=true"], "logger._target_=True"),
-    (["logger._target_={}"], "logger._target_={}"),
     (["data=jsonl", "data.files=[${data.files}]"], "data.files"),
     (["seed=${seed}"], "seed"),
     (["optim.lr=${loss.temperature}", "loss.temperature=${optim.lr}"], "loss.temperature"),
-    (["optim.lr=${oc.env:HOME}"], "optim.lr: "),
     (["optim.lr={"], "cannot read 'optim.lr={'"),
     (["data.query_instruction='half"], "cannot read "),
     (["output_dir=a\0b"], "output_dir"),
-    (["output_dir=" + "a" * 300], "output_dir="),
     (["seed=1e400"], "seed must be a whole number, 0 or above, got inf"),
     (["seed=" + "9" * 5000], "seed"),
     (["seed=18446744073709551616"], "seed"),
@@ -306,13 +300,10 @@ MODELS = [
     ("a config of no text", text("config.json", b"\xff\xfe"), UNLOADABLE),
     ("a config of no model type", text("config.json", "{}"), UNLOADABLE),
     ("a model type of nobody", edit("config.json", model_type="nobody"), UNLOADABLE),
-    ("a hidden size of 10^12", edit("config.json", hidden_size=10**12), UNLOADABLE),
-    ("10^9 layers", edit("config.json", num_hidden_layers=10**9), UNLOADABLE),
     ("a hidden size of text", edit("config.json", hidden_size="32"), UNLOADABLE),
     ("a hidden size below 0", edit("config.json", hidden_size=-32), UNLOADABLE),
     ("another hidden size", edit("config.json", hidden_size=64), UNLOADABLE),
     ("heads that do not divide", edit("config.json", num_attention_heads=5), UNLOADABLE),
-    ("code of its own", edit("config.json", model_type="x", auto_map={"AutoConfig": "x.X"}), UNLOADABLE),
     ("safetensors of nothing", text("model.safetensors", b""), UNLOADABLE),
     ("safetensors with an absurd header", text("model.safetensors", struct.pack("<Q", 2**60)), UNLOADABLE),
     ("safetensors beyond the file", text("model.safetensors", struct.pack("<Q", len(HEADER)) + HEADER), UNLOADABLE),
@@ -347,7 +338,6 @@ SETS = [
     ("a passage twice", text("corpus.jsonl", '{"_id": "p0", "text": "a"}\n' * 2), "corpus.jsonl:2: "),
     ("a passage of no id", text("corpus.jsonl", '{"text": "a"}\n'), "corpus.jsonl:1: "),
     ("a query of no text", text("queries.jsonl", '{"_id": "q0", "text": 3}\n'), "queries.jsonl:1: 'text' of a query must be"),
-    ("a split that leaves the folder", lambda folder: None, "data.split"),
 ]
 
 
@@ -358,28 +348,10 @@ def test_a_malformed_retrieval_set_is_one_line(spoil, said, capfd, tmp_path, bei
     folder = tmp_path / "beir"
     shutil.copytree(beir_folder, folder)
     spoil(folder)
-    limits = {**LIMITS, "split": "../../x"} if said == "data.split" else LIMITS
 
     def both() -> Any:
-        source = beir(str(folder), **limits)
+        source = beir(str(folder), **LIMITS)
         assert source.rows is not None
         return len(source.rows())
 
     assert said in refusal(capfd, both)
-
-
-def test_a_cache_of_garbage_is_one_line_or_made_again(capfd, tmp_path, monkeypatch):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(GOOD * 3)
-    assert opened(path) == 3
-    (made,) = [each for each in (tmp_path / "cache" / "bgetrain").iterdir() if each.is_dir()]
-    for spoiled in sorted(each for each in made.iterdir() if each.is_file()):
-        whole = spoiled.read_bytes()
-        for damage in (b"", whole[: len(whole) // 2], b"garbage"):
-            spoiled.write_bytes(damage)
-            assert str(made) in refusal(capfd, lambda: opened(path))
-        spoiled.write_bytes(whole)
-    assert opened(path) == 3
