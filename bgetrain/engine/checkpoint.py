@@ -8,12 +8,11 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from bgetrain.types import TrainState
@@ -40,16 +39,6 @@ class DamageError(ValueError):
     """A checkpoint that is not what was written."""
 
 
-def shared_out(sizes: Mapping[str, int], count: int) -> list[list[str]]:
-    """Parts names among `count` ranks so that each has about as many bytes to write: the largest first, to who has least."""
-    loads, found = [0] * count, [[] for _ in range(count)]  # type: tuple[list[int], list[list[str]]]
-    for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        rank = loads.index(min(loads))
-        loads[rank] += sizes[name]
-        found[rank].append(name)
-    return found
-
-
 def whole_name(name: str, key: str) -> str:
     """How a checkpoint names a parameter, or a state that the optimizer keeps of it."""
     return f"{name}{MOMENT}{key}" if key else name
@@ -66,72 +55,6 @@ def beside(folder: Path, step: int) -> Path:
 
 def part_name(rank: int, size: int) -> str:
     return f"part_{rank}_of_{size}.safetensors"
-
-
-def write_part(folder: Path, step: int, rank: int, size: int, tensors: dict[str, Tensor]) -> Part:
-    """Writes one rank's tensors and returns when they are on disk.
-
-    Args:
-        folder: `output_dir/checkpoints`; it exists.
-        step: of the checkpoint.
-        rank: 0 <= rank < size.
-        size: parts in all.
-        tensors: on the host, of no other rank.
-
-    Raises:
-        OSError: what the disk says.
-    """
-    # a folder that has vanished is not made again: it may be the empty place where a file system was mounted
-    beside(folder, step).mkdir(exist_ok=True)
-    path = beside(folder, step) / part_name(rank, size)
-    try:
-        save_file(tensors, path)
-    except Exception as error:  # safetensors has an error of its own, in whose words the system's are
-        if isinstance(error, OSError) or type(error).__module__.startswith("safetensors"):
-            raise OSError(str(error)) from error
-        raise
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-        return Part(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def commit(folder: Path, facts: Mapping[str, Any], parts: Sequence[Part], *, keep: int, best: bool) -> None:
-    """Makes a checkpoint of parts that all ranks have written; rank 0 alone calls it.
-
-    Args:
-        folder: `output_dir/checkpoints`.
-        facts: what JSON can write; `step` is among them.
-        parts: in rank order.
-        keep: checkpoints to leave, this one and the newest before it; the best stays besides.
-        best: it is the best so far.
-
-    Raises:
-        OSError: what the disk says, or a part that this machine does not see.
-    """
-    step = int(facts["step"])
-    final, part = place_of(folder, step), beside(folder, step)
-    for rank, each in enumerate(parts):
-        path = part / part_name(rank, len(parts))
-        if not path.is_file() or path.stat().st_size != each.size:
-            raise OSError(f"{path} is not as rank {rank} wrote it: output_dir must be the same folder on every machine")
-    files = {part_name(rank, len(parts)): each._asdict() for rank, each in enumerate(parts)}
-    content = {"format": FORMAT, **facts, "parts": files}
-    write_synced(part / STATE, json.dumps({**content, "digest": digest(content)}))
-    sync(part)
-    given_up = folder / f".step_{step}.old"  # of a run that has gone on from an earlier step
-    if final.exists():
-        final.rename(given_up)
-    part.rename(final)
-    sync(folder)
-    for pointer in ("latest", *(["best"] if best else [])):
-        point(folder, pointer, step)
-    shutil.rmtree(given_up, ignore_errors=True)
-    prune(folder, step, keep)
-
-
-def give_up(folder: Path, step: int) -> None:
-    """Removes what was written of a checkpoint that will not be whole."""
-    shutil.rmtree(beside(folder, step), ignore_errors=True)
 
 
 def progress(folder: Path, step: int) -> list[dict[str, Any]]:
@@ -168,15 +91,6 @@ def digest(content: Mapping[str, Any]) -> str:
     """SHA-256 of facts, without that of their own."""
     plain = {name: value for name, value in content.items() if name != "digest"}
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def prune(folder: Path, step: int, keep: int) -> None:
-    """Leaves the `keep` newest checkpoints up to `step` and the best; later ones are of a run that was given up."""
-    kept = {*[each for each in steps(folder) if each <= step][-keep:], named(folder, "best")}
-    for old in set(steps(folder)) - kept:
-        shutil.rmtree(place_of(folder, old), ignore_errors=True)
-    for leftover in folder.glob(".step_*"):  # of a run that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def steps(folder: Path) -> list[int]:

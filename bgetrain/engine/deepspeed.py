@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from bgetrain.engine import scaler
-from bgetrain.engine.checkpoint import MOMENT, shared_out, whole_name
+from bgetrain.engine.checkpoint import MOMENT, whole_name
+from bgetrain.engine.commit import shared_out
 from bgetrain.engine.keys import check_keys
 from bgetrain.engine.states import (
     inner_optimizer,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bgetrain.distributed import from_first, gather_arrays, gather_texts
-from bgetrain.engine import checkpoint
+from bgetrain.engine import commit
 from bgetrain.engine.checkpoint import RANDOM, Part
 from bgetrain.types import TrainState, World
 
@@ -93,7 +93,7 @@ class Saver:
     def write(self, step: int, tensors: dict[str, Any], outcome: list[Part | OSError]) -> None:
         """What the thread does."""
         try:
-            outcome.append(checkpoint.write_part(self.folder, step, self.world.rank, self.world.size, tensors))
+            outcome.append(commit.write_part(self.folder, step, self.world.rank, self.world.size, tensors))
         except OSError as error:
             outcome.append(error)
 
@@ -136,7 +136,7 @@ class Saver:
             return
         self.failures += 1
         if self.world.rank == 0:
-            checkpoint.give_up(self.folder, pending.step)
+            commit.give_up(self.folder, pending.step)
         self.said = gather_texts(said(error), self.world)[speaker]
         if self.world.rank == speaker:
             before = f"that of step {self.saved:,} stays" if self.saved else "there is none before it"
@@ -144,7 +144,7 @@ class Saver:
 
     def commit(self, pending: Pending, parts: list[Part]) -> OSError | None:
         try:
-            checkpoint.commit(self.folder, pending.facts, parts, keep=self.keep, best=pending.best)
+            commit.commit(self.folder, pending.facts, parts, keep=self.keep, best=pending.best)
         except OSError as error:
             return error
         return None
@@ -161,9 +161,7 @@ class Saver:
             ValueError: nothing could be saved.
         """
         if not self.saved:
-            raise ValueError(
-                f"stopped at step {step}, and nothing could be saved in {self.folder} ({self.said}): make room there"
-            )
+            raise ValueError(f"stopped at step {step}, nothing could be saved in {self.folder} ({self.said}): make room there")
         if self.saved == step:
             return f"is saved in {self.folder}"
         return f"could not be saved ({self.said}); that of step {self.saved} stays in {self.folder}"

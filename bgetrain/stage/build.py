@@ -15,6 +15,7 @@ from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
 from bgetrain.engine.best import Scoring
+from bgetrain.engine.commit import disk_errors
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.guard import Guard
 from bgetrain.engine.loop import fit
@@ -220,15 +221,20 @@ def write_weights(cfg: Config, trained: dict[str, Tensor], made: Body, prefix: s
 
 def write_model(cfg: Config, made: Body, weights: dict[str, Tensor], opened: Source, world: World) -> None:
     if world.rank == 0:
-        folder.save(
-            Path(cfg["output_dir"]) / "model",
-            made.backbone,
-            weights,
-            made.tokenizer,
-            pooling=made.pooling,
-            max_len=opened.passage_max_len,
-            query_instruction=opened.query_instruction,
-        )
+        path = Path(cfg["output_dir"]) / "model"
+        try:
+            with disk_errors():
+                folder.save(
+                    path,
+                    made.backbone,
+                    weights,
+                    made.tokenizer,
+                    pooling=made.pooling,
+                    max_len=opened.passage_max_len,
+                    query_instruction=opened.query_instruction,
+                )
+        except OSError as error:
+            raise ValueError(f"{path} could not be written ({error}): make room there, and the same command goes on") from error
     distributed.barrier(world)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bgetrain.engine import checkpoint
+from bgetrain.engine import checkpoint, commit
 from bgetrain.engine.checkpoint import DamageError
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.arange(3.0)}
@@ -22,8 +22,8 @@ def tensors(step: int) -> list[dict[str, torch.Tensor]]:
 
 def save(folder: Path, step: int, *, keep: int = 2, best: bool = False) -> None:
     facts = {"step": step, "counters": {"step": float(step)}, "scaler": None, "progress": [{"rank": 0}, {"rank": 1}]}
-    parts = [checkpoint.write_part(folder, step, rank, 2, each) for rank, each in enumerate(tensors(step))]
-    checkpoint.commit(folder, facts, parts, keep=keep, best=best)
+    parts = [commit.write_part(folder, step, rank, 2, each) for rank, each in enumerate(tensors(step))]
+    commit.commit(folder, facts, parts, keep=keep, best=best)
 
 
 def resumed(folder: Path) -> tuple[int, list[str]]:
@@ -45,7 +45,7 @@ def test_what_all_ranks_saved_each_rank_loads_and_its_own_random_state_where_the
 def test_parts_are_disjoint_whole_and_about_equally_large():
     sizes = {f"layer.{number}": 10 + number for number in range(40)} | {"table": 300}
     for count in (1, 2, 3, 48):
-        shared = checkpoint.shared_out(sizes, count)
+        shared = commit.shared_out(sizes, count)
         assert sorted(name for part in shared for name in part) == sorted(sizes)
         loads = [sum(sizes[name] for name in part) for part in shared]
         assert max(loads) <= max(300, sum(sizes.values()) / count + 50)
@@ -118,15 +118,15 @@ def test_each_file_is_synced_before_the_rename_and_latest_moves_last(tmp_path, m
 
 
 def test_parts_that_this_machine_does_not_see_are_refused(tmp_path):
-    part = checkpoint.write_part(tmp_path, 4, 0, 2, tensors(4)[0])
+    part = commit.write_part(tmp_path, 4, 0, 2, tensors(4)[0])
     with pytest.raises(OSError, match=r"part_1_of_2\.safetensors is not as rank 1 wrote it: output_dir must be the same folder"):
-        checkpoint.commit(tmp_path, {"step": 4}, [part, part], keep=2, best=False)
+        commit.commit(tmp_path, {"step": 4}, [part, part], keep=2, best=False)
     assert checkpoint.steps(tmp_path) == []
 
 
 def test_a_folder_that_has_vanished_is_not_made_again(tmp_path):
     with pytest.raises(FileNotFoundError):
-        checkpoint.write_part(tmp_path / "mount" / "checkpoints", 1, 0, 1, tensors(1)[0])
+        commit.write_part(tmp_path / "mount" / "checkpoints", 1, 0, 1, tensors(1)[0])
     assert not (tmp_path / "mount").exists()
 
 
