@@ -52,7 +52,7 @@ def saved_files(folder: Path, split: str) -> list[str]:
         folder = folder / split
     if not (folder / "state.json").is_file():
         return []
-    names = [
+    names: list[Any] = [
         each.get("filename") if isinstance(each, dict) else None for each in saved_facts(folder / "state.json", "_data_files")
     ]
     for name in names:
