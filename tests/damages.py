@@ -217,7 +217,7 @@ def verdict(kind: str, ranks: victims.Ranks, ours: Path, whole: Path) -> str:
     told = any(any(word in line for word in WORDS) for line in said.splitlines())
     found = kills.differences(ours, whole)
     if found:
-        return f"went on at step {first}, {'with' if told else 'without'} a word: {'; '.join(found)[:300]}"
+        return f"went on at step {first}, {'with' if told else 'without'} a word: {'; '.join(found)}"
     if first == LAST + 1 and kind in AROUND_IT:
         return "whole"
     if first == LAST + 1 and kind in POINTERS and told:

@@ -39,7 +39,8 @@ class Ranks(NamedTuple):
 
     def said(self) -> str:
         """What the ranks said, for messages."""
-        return "\n".join((self.folder / f"said_{rank}").read_text("utf8", "replace") for rank in range(len(self.processes)))
+        paths = [*(self.folder / f"said_{rank}" for rank in range(len(self.processes))), *(self.folder / "complaints").iterdir()]
+        return "\n".join(path.read_text("utf8", "replace") for path in paths)
 
     def statuses(self) -> list[int]:
         """Waits for all ranks; their exit statuses, those that a signal ended below 0."""
@@ -59,7 +60,7 @@ def start(size: int, cfg: dict[str, Any], folder: Path, *, stop_after: int | Non
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED_ONCE)
-    folder.mkdir(parents=True)
+    (folder / "complaints").mkdir(parents=True)
     for rank in range(size):
         (folder / f"step_{rank}").touch()
         (folder / f"said_{rank}").touch()
@@ -82,7 +83,8 @@ def work(rank: int, size: int, port: int, cfg: dict[str, Any], folder: str, stop
     os.dup2(said, 2)
     here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     os.environ.update({name: str(value) for name, value in here.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    # as behind the launcher: who loses another rank that has said why adds nothing to it
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "BGETRAIN_COMPLAINTS": f"{folder}/complaints"})
     from bgetrain import cli
     from bgetrain.cluster.local import Place
     from bgetrain.stage import contrastive
