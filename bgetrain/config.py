@@ -233,7 +233,7 @@ def check_group(group: str, node: dict[str, Any]) -> None:
 def hold(name: str, value: Any, annotation: ast.expr | None) -> None:
     words = fault(value, annotation)
     if words:
-        got = "null" if value is None else repr(value)
+        got = "null" if value is None else grammar.shortened(repr(value))
         quote = isinstance(value, int | float) and "text" in words.split(" or ")
         remedy = f"; quotes make it text: {grammar.in_shell(name, str(value))}" if quote else ""
         raise ValueError(f"{name} must be {words}, got {got}{remedy}")

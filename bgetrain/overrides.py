@@ -14,21 +14,27 @@ from bgetrain import selection
 
 KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w-]*([./@][\w-]+)*")
 PLAIN = re.compile(r"[A-Za-z0-9_./~+\\-]+")  # values that need no quotes and are text or number alike
+QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
+LONGEST = 200  # characters of what was typed that a message repeats
+DEEPEST = 20  # brackets within brackets of a value; Hydra's parser and OmegaConf call themselves for each
 
 
 def parse(overrides: Sequence[str]) -> list[Override]:
     """Reads each override by Hydra's grammar.
 
     Raises:
-        ValueError: an argument that is no `key=value`, or a value whose spaces at the ends would be lost.
+        ValueError: an argument that is no `key=value`, a value whose spaces at the ends would be lost, or one of more than
+            `DEEPEST` brackets within brackets.
     """
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
         key, _, value = text.partition("=")
+        if depth(value) > DEEPEST:
+            raise ValueError(f"{shortened(key)}: brackets stand within brackets at most {DEEPEST} deep, got {depth(value)}")
         try:
             each = parser.parse_override(as_text(text))
-        except HydraException as error:
+        except (HydraException, ValueError) as error:  # a number of thousands of digits is Python's to refuse
             raise ValueError(unreadable(text)) from error
         if not each.key_or_group:
             raise ValueError(unreadable(text))
@@ -36,6 +42,20 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise ValueError(f"{text!r}: spaces at the ends of a value are kept only inside quotes: {in_shell(key, value)}")
         parsed.append(each)
     return parsed
+
+
+def depth(value: str) -> int:
+    """How many brackets of a value are open at once, at the most; those in quotes are text."""
+    found = deepest = 0
+    for each in QUOTED.sub("", value):
+        found = found + 1 if each in "[{(" else max(0, found - 1) if each in "]})" else found
+        deepest = max(deepest, found)
+    return deepest
+
+
+def shortened(text: str) -> str:
+    """What was typed, so that the line that tells of it can be read."""
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def as_text(override: str) -> str:
@@ -62,6 +82,7 @@ def single(parsed: Sequence[Override]) -> None:
 
 def unreadable(text: str) -> str:
     """Says of an argument that is no override what it should be."""
+    text = shortened(text)
     key, equals, value = text.partition("=")
     if text.startswith("-"):
         example = f": {key.lstrip('-')}{equals}{value}" if equals else ""

@@ -5,6 +5,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from bgetrain import config, output, overrides, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
+MOST, DEEPEST = 1000, 20  # overrides of a step, and lists within lists of them: a few lines of anchors make millions
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
 
 
@@ -123,21 +125,29 @@ def load(name: str) -> dict[str, list[str]]:
         raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:  # a date that is none, lists within lists without end
+        raise ValueError(f"{path}: not YAML that can be read: {error}") from error
     if not isinstance(steps, dict) or not steps:
         raise ValueError(f"{path}: a recipe maps step names to lists of overrides, got {type(steps).__name__}")
     for step in steps:
         if not re.fullmatch(r"[\w-]+", str(step), re.ASCII):
             raise ValueError(f"{path}: step {step!r} must be named by letters, digits, - and _ alone: it names a folder")
-    return {str(step): list(flat(path, str(step), each)) for step, each in steps.items()}
+    found = {str(step): list(islice(flat(path, str(step), each, 0), MOST + 1)) for step, each in steps.items()}
+    for step, listed in found.items():
+        if len(listed) > MOST:
+            raise ValueError(f"{path}: step {step!r} has more than {MOST} overrides, by anchors in anchors")
+    return found
 
 
-def flat(path: Path, step: str, listed: Any) -> Iterator[str]:
+def flat(path: Path, step: str, listed: Any, depth: int) -> Iterator[str]:
     """Flattens lists in lists, which YAML anchors make of shared overrides."""
+    if depth > DEEPEST:
+        raise ValueError(f"{path}: step {step!r} has lists within lists more than {DEEPEST} deep, or an anchor inside itself")
     if not isinstance(listed, list):
         raise ValueError(f"{path}: step {step!r} must be a list of overrides such as [stage=pairs, epochs=1]")
     for each in listed:
         if isinstance(each, list):
-            yield from flat(path, step, each)
+            yield from flat(path, step, each, depth + 1)
         elif isinstance(each, str):
             yield each
         else:

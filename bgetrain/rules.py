@@ -10,6 +10,10 @@ def across(cfg: dict[str, Any]) -> None:
     """Rules that join keys of several groups."""
     if not cfg["output_dir"].strip():
         raise ValueError("output_dir is empty: give the folder that receives the outputs")
+    if "\0" in cfg["output_dir"]:
+        raise ValueError("output_dir holds a NUL character, which no name of a file can: give another folder")
+    if cfg["seed"] >= 2**63:
+        raise ValueError(f"seed={cfg['seed']} must be below 2^63, or random generators cannot take it")
     if "total_steps" in cfg and cfg["total_steps"] is None and cfg["epochs"] is None:
         raise ValueError("total_steps and epochs are both null: set one of them")
     zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage", 1)

@@ -38,12 +38,16 @@ def spawn():
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A BERT of 2 layers, width 32, 64 positions, with a WordPiece tokenizer, as save_pretrained writes it."""
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+def write_model(folder: Path) -> Path:
+    """What `model_folder` is, in `folder`."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
     from bgetrain.data.tokenize import train_wordpiece
 
-    folder = tmp_path_factory.mktemp("model")
     tokenizer = train_wordpiece([sentence(seed, 12) for seed in range(200)], 120, 64)
     torch.manual_seed(0)
     config = BertConfig(
@@ -63,7 +67,11 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def beir_folder(tmp_path_factory):
     """40 passages, 24 queries with one relevant passage each, splits train (16 queries) and test (8)."""
-    folder = tmp_path_factory.mktemp("beir")
+    return write_beir(tmp_path_factory.mktemp("beir"))
+
+
+def write_beir(folder: Path) -> Path:
+    """What `beir_folder` is, in `folder`."""
     (folder / "qrels").mkdir()
     passages = [{"_id": f"p{n}", "title": WORDS[n % 90], "text": sentence(1000 + n, 20)} for n in range(40)]
     queries = [{"_id": f"q{n}", "text": f"{WORDS[n]} {passages[n]['text'].split()[0]}"} for n in range(24)]

@@ -9,6 +9,7 @@ from bgetrain.types import Column
 ROW_COLUMNS = ("query", "pos", "neg", "prompt", "pos_scores", "neg_scores")
 TEXT_COLUMNS = ("text",)
 SEVERAL = {"query": "joined by a space", "text": "joined by a space", "pos": "all of them", "neg": "all of them"}
+LONGEST, MOST_KEYS = 60, 30  # of a key, and of keys, that a message repeats
 MISSING = object()  # None is a value: that of a column without one in this row
 
 
@@ -123,3 +124,9 @@ def joined(row: Any, theirs: Column) -> Any:
 
 def brief(value: Any) -> str:
     return repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+
+
+def keys_of(row: Mapping[str, Any]) -> str:
+    """The keys of a row for messages, in one line that can be read."""
+    shown = [key if key.isprintable() and len(key) <= LONGEST else brief(key) for key in list(row)[:MOST_KEYS]]
+    return ", ".join(shown) + (f" and {len(row) - MOST_KEYS} more" if len(row) > MOST_KEYS else "")

@@ -234,7 +234,7 @@ def read_qrels(folder: Path, split: str) -> dict[str, tuple[dict[str, int], str]
         cells = line.strip().split("\t")
         if not line.strip() or (number == 1 and cells[-1] == "score"):
             continue
-        if len(cells) != 3 or not re.fullmatch(r"-?[0-9]+", cells[2]):
+        if len(cells) != 3 or not re.fullmatch(r"-?[0-9]{1,9}", cells[2]):
             what = "query-id, corpus-id and a whole number with tabs between"
             raise ValueError(f"{path}:{number}: must be {what}, got {line.strip()[:80]!r}")
         if int(cells[2]) > 0:

@@ -77,14 +77,24 @@ def existing(path: str, key: str) -> Path:
     """The path, with `~` expanded.
 
     Raises:
-        ValueError: nothing is there; names the config key that points at it.
+        ValueError: nothing is there that can be read; names the config key that points at it.
     """
     found = Path(path).expanduser()
-    if not found.exists():
+    if not there(found):
         raise ValueError(f"{key}={path}: no such file or folder")
+    if not found.is_file() and not found.is_dir():  # to open a pipe is to wait for whoever writes to it
+        raise ValueError(f"{key}={path}: is no regular file: give one that can be read more than once")
     if not os.access(found, os.R_OK):
         raise ValueError(f"{key}={path}: no permission to read it")
     return found
+
+
+def there(path: Path) -> bool:
+    """Whether a path leads to anything; a link to itself, or a name that no file can have, does not."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def either(folder: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bgetrain.data.files import existing
 
@@ -45,13 +46,36 @@ def saved_files(folder: Path, split: str) -> list[str]:
         ValueError: it has several splits, and `split` is none of them.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text("utf8"))["splits"]
+        splits = saved_facts(folder / "dataset_dict.json", "splits")
         if split not in splits:
             raise ValueError(f"data.split={split}: {folder} has {', '.join(splits)}")
         folder = folder / split
     if not (folder / "state.json").is_file():
         return []
-    return [str(folder / each["filename"]) for each in json.loads((folder / "state.json").read_text("utf8"))["_data_files"]]
+    names: list[Any] = [
+        each.get("filename") if isinstance(each, dict) else None for each in saved_facts(folder / "state.json", "_data_files")
+    ]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:  # a folder from elsewhere must not have others' files read
+            raise ValueError(f"{folder / 'state.json'}: {name!r} is not the name of a file of this folder")
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name}: no such file, which {folder / 'state.json'} names")
+    return [str(folder / name) for name in names]
+
+
+def saved_facts(path: Path, key: str) -> list[Any]:
+    """A list out of the JSON that `datasets` saved.
+
+    Raises:
+        ValueError: the file is not what it writes.
+    """
+    try:
+        found = json.loads(path.read_text("utf8"))[key]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not what datasets' save_to_disk writes: save the set again") from error
+    if not isinstance(found, list):
+        raise ValueError(f"{path}: {key} must be a list, got {type(found).__name__}")
+    return found
 
 
 def checked_corpus(corpus: str | None) -> str | None:

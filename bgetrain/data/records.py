@@ -8,6 +8,7 @@ from bgetrain.data.columns import (
     ROW_COLUMNS,
     brief,
     joined,
+    keys_of,
     listed,
     named,
     numbered_columns,
@@ -115,7 +116,7 @@ def query_and_prompt(row: Any, columns: Mapping[str, Column]) -> tuple[str, str 
     theirs = columns.get("query", "query")
     query = joined(row, theirs)
     if query is MISSING:
-        there = f"its keys are {', '.join(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
+        there = f"its keys are {keys_of(row)}" if isinstance(row, dict) else f"it has {len(row)} items"
         raise RowError("no_query", f"has no {named(theirs)}; {there}: map them with data.columns")
     if not isinstance(query, str) or not query.strip():
         kind = "empty_query" if isinstance(query, str) else "no_query"
@@ -194,7 +195,10 @@ def passages(row: Any, theirs: Column, noun: str, by_id: bool) -> list[str]:
 
 def passage(value: Any, name: str | int, noun: str) -> str:
     """A text as it is, or `(title + " " + text).strip()` of an object."""
-    text = f"{value.get('title') or ''} {value.get('text') or ''}".strip() if isinstance(value, dict) else value
+    text = value
+    if isinstance(value, dict):
+        parts = [value.get("title"), value.get("text")]
+        text = " ".join(part or "" for part in parts).strip() if all(isinstance(part, str | None) for part in parts) else parts
     if not isinstance(text, str) or not text.strip():
         kind = f"empty_{noun}" if isinstance(text, str) or text is None else f"bad_{noun}"
         raise RowError(kind, f"every passage of {name!r} must be a text that is not empty, got {brief(value)}")

@@ -234,12 +234,10 @@ def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
     Raises:
         ValueError: the hub cannot be reached, or what is at `path` cannot be read.
     """
-    from safetensors import SafetensorError
-
     online = Path(path).exists() or hub.settle()
     try:
         return load()
-    except (OSError, ValueError, SafetensorError) as error:
+    except Exception as error:  # of a damaged file transformers and tokenizers raise whatever they stumble over
         reason = " ".join(str(error).split())[:160]
         if Path(path).exists():
             raise ValueError(f"{key}={path}: cannot be loaded: {reason}") from error
@@ -260,4 +258,6 @@ def load_tokenizer(path: str) -> Any:
     tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(path, use_fast=True), "model.tokenizer", path)
     if not tokenizer.is_fast:
         raise ValueError(f"model.tokenizer={path}: has no fast tokenizer (tokenizer.json)")
+    if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one
+        raise ValueError(f"model.tokenizer={path}: has no words: tokenizer.json or the vocabulary is missing there")
     return tokenizer
