@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, output, overrides, recipe, selection, usage
-from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, say, told
+from bgetrain import config, lock, output, overrides, recipe, selection, usage
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, is_first, say, told
 from bgetrain.target import call, named
 
 CRASH = 1  # exit status
@@ -154,8 +154,11 @@ def run_stage(arguments: Sequence[str]) -> int:
     cfg["output_dir"] = os.path.expanduser(cfg["output_dir"])
 
     def on_this_rank(place: Place) -> int:
-        return run_rank(cfg, place)
+        with lock.held(cfg["output_dir"]) if place.rank == 0 else contextlib.nullcontext():
+            return run_rank(cfg, place)
 
+    if is_first():  # the other ranks come when the first one may have the lock
+        lock.check(cfg["output_dir"])
     if output.standing(cfg) == "done":
         say(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")
         metrics = output.result(cfg["output_dir"]).get("metrics", {})

@@ -21,6 +21,7 @@ LAYERS = {
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3,
     "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
+    "lock": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -38,13 +39,10 @@ LIGHT = [
     "cli",
     "config",
     "parts",
-    "rules",
-    "selection",
-    "overrides",
-    "target",
+    *("rules", "selection", "overrides", "target"),
     "usage",
     "recipe",
-    "output",
+    *("output", "lock"),
     "cluster.local",
     "__main__",
 ]
