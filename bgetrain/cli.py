@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, lock, output, overrides, recipe, selection, usage
+from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, is_first, say, told
 from bgetrain.target import call, named
 
@@ -75,8 +75,8 @@ def answer(arguments: list[str]) -> int:
         print(usage.version_line())
         return 0
     if given.cfg:
-        cfg = config.compose(rest, missing=True)
-        print(OmegaConf.to_yaml(cfg, resolve=given.resolve), end="")
+        shown = OmegaConf.to_container(config.compose(rest, missing=True), resolve=given.resolve)
+        print(OmegaConf.to_yaml(trust.masked(shown)), end="")
         return 0
     return sweep(rest) if given.multirun else run(rest)
 
@@ -92,9 +92,9 @@ def refuse(error: ValueError) -> int:
     """Answers an error of the user's in one line; what other packages raise is a crash, with its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and not frames[-1].filename.startswith(str(selection.PACKAGE)):
-        complain("".join(traceback.format_exception(error)).rstrip())
+        complain(trust.masked_text("".join(traceback.format_exception(error)).rstrip()))
         return CRASH
-    complain(f"bgetrain: {' '.join(str(error).split())}")
+    complain(trust.masked_text(f"bgetrain: {' '.join(str(error).split())}"))
     return USER_ERROR
 
 
@@ -120,7 +120,7 @@ def sweep(arguments: Sequence[str]) -> int:
         folders = [f"{folder}/{number}" for number, folder in enumerate(folders)]
     statuses = []
     for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), 1):
-        print(f"[{number}/{len(jobs)}] {' '.join(each for each in job if each not in arguments)}", flush=True)
+        print(f"[{number}/{len(jobs)}] {trust.masked_text(' '.join(each for each in job if each not in arguments))}", flush=True)
         others = [each for each in job if not each.startswith("output_dir=")]
         try:
             statuses.append(run([*others, overrides.quoted("output_dir", folder)]))
@@ -197,7 +197,7 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
     except Exception as error:
         if told():  # another rank has left, and this one met a closed connection
             return INTERRUPTED
-        complain("".join(traceback.format_exception(error)).rstrip())
+        complain(trust.masked_text("".join(traceback.format_exception(error)).rstrip()))
         return CRASH
 
 
@@ -214,7 +214,7 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
         folder = Path(cfg["output_dir"])
         opened += [console.start(), jsonl.start(folder / "metrics.jsonl", latest_step(folder / "checkpoints") + 1)]
         if cfg["logger"].get("_target_"):
-            opened.append(call(cfg["logger"], output_dir=str(folder), config=cfg))
+            opened.append(call(cfg["logger"], output_dir=str(folder), config=trust.masked(cfg)))
 
     def log(step: int, metrics: dict[str, float]) -> None:
         steps = "progress_ratio" in metrics  # figures that are no step's stand in a table of their own

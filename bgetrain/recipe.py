@@ -1,6 +1,7 @@
 """Recipes: an ordered mapping of step name to the overrides one would type, with `${step}` for that step's folder."""
 
 import difflib
+import itertools
 import re
 import shlex
 import time
@@ -15,6 +16,7 @@ from bgetrain import config, output, overrides, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
+MOST = 10_000  # overrides of a step: anchors can make billions of them in a few lines
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
 
 
@@ -117,6 +119,8 @@ def load(name: str) -> dict[str, list[str]]:
         raise ValueError(f"recipe={name}: {where}{selection.nearest(path.stem, known)}")
     try:
         steps = yaml.safe_load(path.read_text("utf8"))
+    except RecursionError as error:
+        raise ValueError(f"{path}: lists in lists without end") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -128,7 +132,13 @@ def load(name: str) -> dict[str, list[str]]:
     for step in steps:
         if not re.fullmatch(r"[\w-]+", str(step), re.ASCII):
             raise ValueError(f"{path}: step {step!r} must be named by letters, digits, - and _ alone: it names a folder")
-    return {str(step): list(flat(path, str(step), each)) for step, each in steps.items()}
+    try:
+        whole = {str(step): list(itertools.islice(flat(path, str(step), each), MOST + 1)) for step, each in steps.items()}
+    except RecursionError as error:  # an anchor inside itself
+        raise ValueError(f"{path}: lists in lists without end") from error
+    if any(len(each) > MOST for each in whole.values()):
+        raise ValueError(f"{path}: a step has more than {MOST:,} overrides")
+    return whole
 
 
 def flat(path: Path, step: str, listed: Any) -> Iterator[str]:
