@@ -216,13 +216,27 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
         if cfg["logger"].get("_target_"):
             opened.append(call(cfg["logger"], output_dir=str(folder), config=trust.masked(cfg)))
 
+    bar = opened[0] if opened else None
+
     def log(step: int, metrics: dict[str, float]) -> None:
         steps = "progress_ratio" in metrics  # figures that are no step's stand in a table of their own
-        for each in opened if steps else opened[1:]:
-            each(step, metrics)
+        for each in [each for each in opened if steps or each is not bar]:
+            survive(opened, each, step, metrics)
 
     try:
         yield log
     finally:
-        for each in opened:
-            each.close()
+        for each in list(opened):
+            survive(opened, each)
+
+
+def survive(opened: list[Any], each: Any, *figures: Any) -> None:
+    """Hands figures to a logger, or closes it without any; one that fails is left out from then on, which is said."""
+    try:
+        each(*figures) if figures else each.close()
+    except Exception as error:  # whatever it is, figures are no reason to end a run
+        opened.remove(each)
+        what = trust.masked_text(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        name = type(each).__module__.rpartition(".")[2]
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            print(f"WARNING: the logger {name} failed ({what}) and is left out from here on", file=sys.stderr, flush=True)

@@ -97,7 +97,9 @@ def test_of_bgetrain_s_own_functions_a_place_takes_those_alone_that_conf_names_t
 
 
 def test_a_reference_cannot_bring_a_node_to_another_place():
-    with pytest.raises(ValueError, match=r"^mine\.first\._target_=bgetrain\.cluster\.local\.launch: is not a function that can stand"):
+    with pytest.raises(
+        ValueError, match=r"^mine\.first\._target_=bgetrain\.cluster\.local\.launch: is not a function that can stand"
+    ):
         config.compose(["stage=mine", "mine.first=${cluster}"])
 
 
