@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, output, overrides, recipe, selection, usage
-from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, say, told
+from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, is_first, say, told
 from bgetrain.engine import interrupts
 from bgetrain.target import call, named
 
@@ -83,8 +83,8 @@ def answer(arguments: list[str]) -> int:
         print(usage.version_line())
         return 0
     if given.cfg:
-        cfg = config.compose(rest, missing=True)
-        print(OmegaConf.to_yaml(cfg, resolve=given.resolve), end="")
+        shown = OmegaConf.to_container(config.compose(rest, missing=True), resolve=given.resolve)
+        print(OmegaConf.to_yaml(trust.masked(shown)), end="")
         return 0
     return sweep(rest) if given.multirun else run(rest)
 
@@ -100,9 +100,9 @@ def refuse(error: ValueError) -> int:
     """Answers an error of the user's in one line; what other packages raise is a crash, with its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
     if frames and not frames[-1].filename.startswith(str(selection.PACKAGE)):
-        complain("".join(traceback.format_exception(error)).rstrip())
+        complain(trust.masked_text("".join(traceback.format_exception(error)).rstrip()))
         return CRASH
-    complain(f"bgetrain: {' '.join(str(error).split())}")
+    complain(trust.masked_text(f"bgetrain: {' '.join(str(error).split())}"))
     return USER_ERROR
 
 
@@ -128,7 +128,7 @@ def sweep(arguments: Sequence[str]) -> int:
         folders = [f"{folder}/{number}" for number, folder in enumerate(folders)]
     statuses = []
     for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), 1):
-        print(f"[{number}/{len(jobs)}] {' '.join(each for each in job if each not in arguments)}", flush=True)
+        print(f"[{number}/{len(jobs)}] {trust.masked_text(' '.join(each for each in job if each not in arguments))}", flush=True)
         others = [each for each in job if not each.startswith("output_dir=")]
         try:
             statuses.append(run([*others, overrides.quoted("output_dir", folder)]))
@@ -162,8 +162,11 @@ def run_stage(arguments: Sequence[str]) -> int:
     cfg["output_dir"] = os.path.expanduser(cfg["output_dir"])
 
     def on_this_rank(place: Place) -> int:
-        return run_rank(cfg, place)
+        with lock.held(cfg["output_dir"]) if place.rank == 0 else contextlib.nullcontext():
+            return run_rank(cfg, place)
 
+    if is_first():  # the other ranks come when the first one may have the lock
+        lock.check(cfg["output_dir"])
     if output.standing(cfg) == "done":
         say(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")
         metrics = output.result(cfg["output_dir"]).get("metrics", {})
@@ -222,7 +225,7 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
         if why is None and told():  # another rank has left, and this one met a closed connection
             return INTERRUPTED, False
         if why is None:
-            complain("".join(traceback.format_exception(error)).rstrip())
+            complain(trust.masked_text("".join(traceback.format_exception(error)).rstrip()))
         elif why.line and not told():
             complain(f"bgetrain: {why.line}")
         return why.status if why else CRASH, False
@@ -241,15 +244,29 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
         folder = Path(cfg["output_dir"])
         opened += [console.start(), jsonl.start(folder / "metrics.jsonl", checkpoint.named(folder / "checkpoints", "latest") + 1)]
         if cfg["logger"].get("_target_"):
-            opened.append(call(cfg["logger"], output_dir=str(folder), config=cfg))
+            opened.append(call(cfg["logger"], output_dir=str(folder), config=trust.masked(cfg)))
+
+    bar = opened[0] if opened else None
 
     def log(step: int, metrics: dict[str, float]) -> None:
         steps = "progress_ratio" in metrics  # figures that are no step's stand in a table of their own
-        for each in opened if steps else opened[1:]:
-            each(step, metrics)
+        for each in [each for each in opened if steps or each is not bar]:
+            survive(opened, each, step, metrics)
 
     try:
         yield log
     finally:
-        for each in opened:
-            each.close()
+        for each in list(opened):
+            survive(opened, each)
+
+
+def survive(opened: list[Any], each: Any, *figures: Any) -> None:
+    """Hands figures to a logger, or closes it without any; one that fails is left out from then on, which is said."""
+    try:
+        each(*figures) if figures else each.close()
+    except Exception as error:  # whatever it is, figures are no reason to end a run
+        opened.remove(each)
+        what = trust.masked_text(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        name = type(each).__module__.rpartition(".")[2]
+        with contextlib.suppress(OSError):  # the terminal may be what is gone
+            print(f"WARNING: the logger {name} failed ({what}) and is left out from here on", file=sys.stderr, flush=True)

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from bgetrain import overrides as grammar
-from bgetrain import parts, rules, selection
+from bgetrain import parts, rules, selection, trust
 from bgetrain.selection import CONF, flatten, nearest
 from bgetrain.target import fault, parse, signature
 
@@ -103,6 +103,8 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
         ValueError: an unknown or missing key, a value of a wrong type or out of range; one line.
     """
     parsed = grammar.parse(overrides)
+    for text in overrides:
+        trust.check_references(text)
     grammar.single(parsed)
     selection.check_selections(parsed)
     for each in parsed:
@@ -115,6 +117,7 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
     except FAULTS as error:
         raise ValueError(selection.explain(error, parsed, known(parsed))) from error
     cfg = parts.expand(cfg)
+    trust.check_targets(OmegaConf.to_container(cfg, resolve=False))  # before anything looks at the source of one
     for key, ours in OURS.items():
         if key in cfg.get("engine", {}):
             raise ValueError(f"engine.{key} is set by bgetrain: use {ours}")
@@ -181,6 +184,7 @@ def check(cfg: DictConfig) -> None:
         key = getattr(error, "full_key", None)
         raise ValueError(f"{key + ': ' if key else ''}{str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
+    trust.check_targets(plain)  # again, for a reference may stand for a node
     types = {field.name: parse(str(field.type)) for field in fields(Config)}
     for key, value in plain.items():
         if key not in types:

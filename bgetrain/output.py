@@ -6,12 +6,15 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
+
+from bgetrain import trust
+from bgetrain.cluster.local import say
 
 # Keys that change how a run goes, not what comes out: a folder may be resumed under other values of them.
 FREE = (
@@ -33,8 +36,14 @@ FREE = (
     "data.num_workers",
     "data.cache",
     "check.num_workers",
+    "keep",
+    "save_async",
+    "on_nonfinite",
+    "model.trust_remote_code",
+    "evaluate",  # while training: how often, for what; in stage=evaluate it decides the result, and is bound below
 )
-BINDING = ("engine.gradient_clipping",)  # though it stands in a node that is free
+BINDING = ("engine.gradient_clipping", "evaluate.held_out")  # though they stand in nodes that are free
+UNTOLD = ("resume", "output_dir")  # of the free keys: a changed value is no news
 # what a run leaves; a folder with none of these has nothing to lose
 LEAVES = (
     "checkpoints",
@@ -71,6 +80,19 @@ FILES = (
 PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
+UNSET = "(unset)"
+SHOWN = 8  # changes told in the line of a run that goes on
+WIDTH = 80  # letters of a value in a message
+
+
+class Difference(NamedTuple):
+    """A key with its value in the run that a folder holds, and now."""
+
+    key: str
+    old: Any
+    new: Any
+
+
 def write(path: Path, text: str) -> None:
     """Writes a file, and the folders above it, so that it is either whole or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +114,14 @@ def claim(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
     state = standing(cfg)
     if state == "done":
         return state
+    if state == "resume":
+        tell_changes(run_config(folder / "config.yaml"), cfg)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if state == "new" and (folder / "config.yaml").exists():
             clear(folder)
         (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on under other values: it is not done
-        write(folder / "config.yaml", yaml.safe_dump(dict(cfg), sort_keys=False, allow_unicode=True))
+        write(folder / "config.yaml", yaml.safe_dump(trust.masked(cfg), sort_keys=False, allow_unicode=True))
         if state == "new" or not (folder / "provenance.json").exists():  # a resumed run's data is held against it
             write(folder / "provenance.json", json.dumps(provenance(), indent=2))
     except OSError as error:
@@ -125,10 +149,11 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
     earlier = run_config(saved)
     if cfg["resume"] == "never" or not any(holds_something(folder / name) for name in LEAVES):
         return "new"
-    changes = differences(earlier, dict(cfg))
+    changes = [each for each in differences(earlier, cfg) if not is_free(each.key, cfg)]
     if changes and cfg["resume"] != "force":
+        told = [f"{key}={short(old)}, now {short(new)}" for key, old, new in changes]
         raise ValueError(
-            f"output_dir={folder} belongs to a run with {'; '.join(changes[:4])}{' ...' if len(changes) > 4 else ''}: "
+            f"output_dir={folder} belongs to a run with {'; '.join(told[:4])}{' ...' if len(changes) > 4 else ''}: "
             f"choose another output_dir, or resume=never to start anew, or resume=force to go on under the new values"
         )
     return "done" if (folder / "result.json").exists() and not changes else "resume"
@@ -166,22 +191,44 @@ def check_writable(folder: Path) -> None:
         raise ValueError(f"output_dir={folder}: no permission to write in {there}")
 
 
-def differences(earlier: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key=old, now new` for every key that decides a result and differs."""
-    found = []
-    for key in {**earlier, **now}:
-        name, old, new = f"{prefix}{key}", earlier.get(key, "(unset)"), now.get(key, "(unset)")
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{name}.")
-        elif old != new and not is_free(name):
-            found.append(f"{name}={old}, now {new}")
-    return found
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[Difference]:
+    """Every key that differs between a config as it was saved and one of now, whose secrets do not count."""
+
+    def walk(old: Any, new: Any, name: str) -> Iterator[Difference]:
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            for key in {**old, **new}:
+                yield from walk(old.get(key, UNSET), new.get(key, UNSET), f"{name}.{key}" if name else str(key))
+        elif old != new:
+            yield Difference(name, old, new)
+
+    return list(walk(trust.masked(earlier), trust.masked(now), ""))
 
 
-def is_free(name: str) -> bool:
-    """Whether a run may go on under another value of this key."""
-    within = any(name == free or name.startswith(f"{free}.") for free in FREE)
-    return within and name not in BINDING
+def is_free(name: str, cfg: Mapping[str, Any]) -> bool:
+    """Whether a run of `cfg` may go on under another value of this key."""
+    if name.split(".")[0] == "evaluate" and "save_every" not in cfg:
+        return False
+
+    def within(keys: Sequence[str]) -> bool:
+        return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+    return within(FREE) and not within(BINDING)
+
+
+def tell_changes(earlier: Mapping[str, Any], cfg: Mapping[str, Any]) -> None:
+    """Says under which new values a run goes on: of free keys, and with resume=force of any."""
+    changes = [each for each in differences(earlier, cfg) if each.key.split(".")[0] not in UNTOLD]
+    changes.sort(key=lambda each: is_free(each.key, cfg))  # what matters more comes first
+    told = [f"{key}={short(new)} (was {short(old)})" for key, old, new in changes]
+    forced = "resume=force " if any(not is_free(each.key, cfg) for each in changes) else ""
+    if told:
+        say(f"{forced}goes on under {', '.join(told[:SHOWN])}{f' and {len(told) - SHOWN} more' if len(told) > SHOWN else ''}")
+
+
+def short(value: Any) -> str:
+    """A value as one would type it, cut where it is long."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= WIDTH else f"{text[: WIDTH - 4]} ..."
 
 
 def clear(folder: Path) -> None:

@@ -58,9 +58,16 @@ def parse(text: str) -> ast.expr:
 
 
 def named(target: str) -> Any:
-    """`package.module.function` -> the function."""
+    """`package.module.function` -> the function.
+
+    Raises:
+        ValueError: the module has no such function, or has it from another package.
+    """
     module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(module), name, None)
+    if not callable(found) or str(getattr(found, "__module__", "")).partition(".")[0] != module.partition(".")[0]:
+        raise ValueError(f"_target_={target!r}: {module} defines no function {name!r}")
+    return found
 
 
 def call(node: Mapping[str, Any], *values: Any, **more: Any) -> Any:
@@ -72,6 +79,8 @@ def call(node: Mapping[str, Any], *values: Any, **more: Any) -> Any:
 @cache
 def signature(target: str) -> Signature | None:
     """Reads the signature of `package.module.function` from its file.
+
+    Packages above the module are imported: config.py asks only for what `trust.check_targets` has let pass.
 
     Returns:
         None where the source is not at hand or `target` is no plain function; its keys are then checked on the call.

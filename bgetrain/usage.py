@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from bgetrain import __version__, config, selection
+from bgetrain import __version__, config, selection, trust
 
 INTRODUCTION = """bgetrain trains text-embedding models the way BGE was trained, from YAML alone.
 
@@ -102,7 +102,7 @@ def stage_page(overrides: Sequence[str]) -> str:
 
 
 def unresolved(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=False)
+    plain = trust.masked(OmegaConf.to_container(cfg, resolve=False))
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 

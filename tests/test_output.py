@@ -197,3 +197,69 @@ def test_data_that_changed_since_the_run_began_is_refused_unless_forced(tmp_path
     with pytest.raises(ValueError, match="a has changed since the run"):
         output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "auto")
     output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "force")
+
+
+# --- going on under other values --------------------------------------------------------------------------------------
+
+
+def told(capsys, folder, **changes) -> str:
+    """What a run says that goes on under `changes`."""
+    capsys.readouterr()
+    assert output.claim(settings(folder, **changes)) == "resume"
+    return capsys.readouterr().out
+
+
+def test_a_run_that_goes_on_says_once_which_free_keys_changed(tmp_path, capsys):
+    begun(tmp_path, save_every=10)
+    engine = {"gradient_clipping": 1.0, "zero_optimization": {"stage": 3}}
+    assert told(capsys, tmp_path, save_every=5, engine=engine) == (
+        "goes on under engine.zero_optimization.stage=3 (was 1), save_every=5 (was 10)\n"
+    )
+    assert told(capsys, tmp_path, save_every=5, engine=engine) == "", "it is what the folder says now"
+    assert output.standing(settings(tmp_path, save_every=6)) == "resume"
+    assert capsys.readouterr().out == "", "to look is not to go on"
+
+
+def test_a_forced_run_says_which_keys_that_bind_changed_before_those_that_are_free(tmp_path, capsys):
+    begun(tmp_path, save_every=10)
+    said = told(capsys, tmp_path, save_every=5, seed=2, resume="force", model={"path": "m", "gradient_checkpointing": True})
+    words = "seed=2 (was 1), model.gradient_checkpointing=true (was false), save_every=5 (was 10)"
+    assert said == f"resume=force goes on under {words}\n"
+
+
+def test_how_a_run_is_saved_and_scored_is_free_but_what_it_is_scored_on_is_not(tmp_path, capsys):
+    scored = {"every": 10, "held_out": 0, "metric": "loss"}
+    begun(tmp_path, save_every=10, keep=2, save_async=True, on_nonfinite="stop", evaluate=scored)
+    changes = {"save_every": 10, "keep": 3, "save_async": False, "on_nonfinite": "skip(2)", "evaluate": {**scored, "every": 5}}
+    assert told(capsys, tmp_path, **changes) == (
+        "goes on under keep=3 (was 2), save_async=false (was true), on_nonfinite=skip(2) (was stop), evaluate.every=5 (was 10)\n"
+    )
+    with pytest.raises(ValueError, match=r"belongs to a run with evaluate\.held_out=0, now 100: "):
+        output.claim(settings(tmp_path, **{**changes, "evaluate": {**scored, "held_out": 100}}))
+
+
+def test_what_decides_the_result_of_an_evaluation_binds(tmp_path):
+    begun(tmp_path, evaluate={"bm25": False})
+    with pytest.raises(ValueError, match=r"belongs to a run with evaluate\.bm25=false, now true: "):
+        output.claim(settings(tmp_path, evaluate={"bm25": True}))
+
+
+def test_a_refusal_names_four_keys_and_cuts_long_values(tmp_path):
+    begun(tmp_path, data={"files": [f"part-{number}" for number in range(100)], "num_workers": 1})
+    with pytest.raises(ValueError, match="belongs to a run with") as said:
+        output.claim(settings(tmp_path, seed=2, a=1, b=2, c=3, d=4))
+    assert str(said.value).count(", now ") == 4
+    assert " ...: choose another output_dir" in str(said.value)
+    assert len(str(said.value)) < 600
+
+
+def test_secrets_are_not_saved_and_do_not_count_as_changes(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    secrets = {"api_key": "first", "url": "https://me:word@host/x", "name": "run-0123456789abcdef"}
+    begun(tmp_path, tracker=secrets)
+    text = (tmp_path / "config.yaml").read_text()
+    assert not [each for each in ("first", "me:word", "0123456789abcdef") if each in text]
+    assert "https://***@host/x" in text
+    assert told(capsys, tmp_path, tracker={**secrets, "api_key": "second", "url": "https://me:other@host/x"}) == ""
+    with pytest.raises(ValueError, match=r"tracker\.url=https://\*\*\*@host/x, now https://\*\*\*@host/y: "):
+        output.claim(settings(tmp_path, tracker={**secrets, "url": "https://me:word@host/y"}))

@@ -11,6 +11,7 @@ from bgetrain import hub
 from bgetrain.model import lora as low_rank
 from bgetrain.model.masked_lm import HEADS, architecture, first_position
 from bgetrain.model.pooling import pooling_of
+from bgetrain.model.safe import check_code, check_safe
 from bgetrain.types import NonNegativeInt, Pooling, PositiveFloat, PositiveInt, Ratio
 
 
@@ -41,6 +42,7 @@ def pretrained(
     dropout: Ratio | None,
     pooling: Literal["auto", "cls", "mean", "last"],
     gradient_checkpointing: bool,
+    trust_remote_code: bool = False,
     lora: PositiveInt | None,
     lora_scale: PositiveFloat,
     lora_dropout: Ratio,
@@ -48,7 +50,7 @@ def pretrained(
     seed: NonNegativeInt,
     vocabulary: Callable[[int, int], Any],
 ) -> Body:
-    """Loads a checkpoint; weights are read in fp32, code in the folder is never run.
+    """Loads a checkpoint; weights are read in fp32, and from safetensors alone: a pickle can run code.
 
     Args:
         path: folder (transformers or sentence-transformers) or hub id.
@@ -56,6 +58,7 @@ def pretrained(
         dropout: of hidden states and attention; None: the checkpoint's.
         pooling: auto reads `path/1_Pooling/config.json`, else takes cls.
         gradient_checkpointing: recompute activations in the backward pass.
+        trust_remote_code: run the code that the folder brings along, if any; else such a folder is refused.
         lora: rank of adapters on every linear layer, which are then all that is trained; None: everything is.
         lora_scale: factor of what the adapters add, peft's alpha / rank.
         lora_dropout: of the adapters' inputs.
@@ -64,27 +67,30 @@ def pretrained(
         vocabulary: not used; the checkpoint has one.
 
     Raises:
-        ValueError: there is no model at `path`, it cannot be read or reached, it lacks weights of the encoder, it is of an
-            architecture whose masked-LM form is not served, or there is no peft for `lora`.
+        ValueError: there is no model at `path`, it cannot be read or reached, it brings code or pickled weights, it lacks
+            weights of the encoder, it is of an architecture whose masked-LM form is not served, or there is no peft for `lora`.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
 
     quiet()
     path = checked_path(path, "model.path")
-    config = loaded(lambda: AutoConfig.from_pretrained(path), "model.path", path)
+    trust = {"trust_remote_code": trust_remote_code}
+    check_safe(path, "model.path", **trust)
+    config = loaded(lambda: AutoConfig.from_pretrained(path, **trust), "model.path", path)
     if masked_lm:
         architecture(config)  # before the weights: transformers has other words for it, or none until a part is looked for
     if dropout is not None:
         set_dropout(config, dropout)
     torch.manual_seed(seed)
     factory = AutoModelForMaskedLM if masked_lm else AutoModel
-    arguments = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    safe = {**trust, "use_safetensors": True}
+    arguments = {"config": config, "dtype": torch.float32, "output_loading_info": True, **safe}
     backbone, report = loaded(lambda: factory.from_pretrained(path, **arguments), "model.path", path)
     check_missing(path, report["missing_keys"])
     how = pooling_of(path) if pooling == "auto" else pooling
-    made = finished(backbone, load_tokenizer(tokenizer or path), how, gradient_checkpointing)
+    made = finished(backbone, load_tokenizer(tokenizer or path, **trust), how, gradient_checkpointing)
     if masked_lm and any("pooler." in name for name in report["unexpected_keys"]):
-        made = made._replace(unused=pooler_of(AutoModel.from_pretrained(path), f"{backbone.base_model_prefix}."))
+        made = made._replace(unused=pooler_of(AutoModel.from_pretrained(path, **safe), f"{backbone.base_model_prefix}."))
     if lora is None:
         return made
     adapters = low_rank.adapt(backbone, path=path, rank=lora, scale=lora_scale, dropout=lora_dropout, seed=seed)
@@ -247,15 +253,18 @@ def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
         ) from error
 
 
-def load_tokenizer(path: str) -> Any:
+def load_tokenizer(path: str, *, trust_remote_code: bool = False) -> Any:
     """Loads a fast tokenizer.
 
     Raises:
-        ValueError: there is none at `path`.
+        ValueError: there is none at `path`, or it needs code that the folder brings along and is not trusted.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(path, use_fast=True), "model.tokenizer", path)
+    if Path(path).is_dir() and not trust_remote_code:
+        check_code(Path(path), "model.tokenizer", "tokenizer_config.json")
+    arguments = {"use_fast": True, "trust_remote_code": trust_remote_code}
+    tokenizer = loaded(lambda: AutoTokenizer.from_pretrained(path, **arguments), "model.tokenizer", path)
     if not tokenizer.is_fast:
         raise ValueError(f"model.tokenizer={path}: has no fast tokenizer (tokenizer.json)")
     if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a folder without one

@@ -104,7 +104,8 @@ def cross_encoder(
         needs = "mine.rescore needs sentence-transformers, which is not installed"
         raise ValueError(f"{needs}: pip install sentence-transformers, or mine.rescore=null") from error
     try:
-        model: Any = CrossEncoder(path, device=str(device), model_kwargs={"dtype": dtype})
+        weights = {"dtype": dtype, "use_safetensors": True}  # a pickle can run code, and so can a folder's own modules
+        model: Any = CrossEncoder(path, device=str(device), model_kwargs=weights, trust_remote_code=False)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(f"mine.rescore={path}: cannot be loaded as a CrossEncoder: {str(error).splitlines()[0]}") from error
     kinds = [str(each) for each in getattr(model.config, "architectures", None) or []]

@@ -45,13 +45,14 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     open_source = partial(call, cfg["data"])
     output.add_fingerprints(cfg["output_dir"], fingerprint(open_source().files), cfg["resume"])
     name = cfg["model"].get("tokenizer") or cfg["model"].get("path")
+    trust = {"trust_remote_code": cfg["model"].get("trust_remote_code", False)}
     if name:
-        load_tokenizer(name)  # a wrong one is told before the workers start
+        load_tokenizer(name, **trust)  # a wrong one is told before the workers start
     measured = f"tokens of {name}" if name else "estimate: a hanzi, kana or hangul one token, four other characters one"
     for left in folder.glob(f"{SCRATCH}*"):
         shutil.rmtree(left)
     with tempfile.TemporaryDirectory(prefix=SCRATCH, dir=folder) as scratch:
-        tokenizer = partial(load_tokenizer, name) if name else None
+        tokenizer = partial(load_tokenizer, name, **trust) if name else None
         report = call(cfg["check"], open_source, tokenizer, measured, cfg["seed"], Path(scratch), console.track)
     refusal = report.pop("refusal")
     output.write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))

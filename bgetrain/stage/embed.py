@@ -54,6 +54,7 @@ def loaded(cfg: build.Config) -> Body:
             dropout=None,
             pooling="auto",
             gradient_checkpointing=False,
+            trust_remote_code=cfg["model"].get("trust_remote_code", False),
             lora=None,
             lora_scale=1.0,
             lora_dropout=0.0,

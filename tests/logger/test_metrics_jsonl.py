@@ -80,3 +80,14 @@ def test_file_is_whole_at_every_moment(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="killed"):
         jsonl.start(path, 2)
     assert path.read_text("utf8") == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_a_run_that_goes_back_further_than_the_pointer_said_leaves_each_step_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": step, "loss": 1.0}) + "\n" for step in (10, 20, 30)))
+    log = jsonl.start(path, 31)  # before it is seen that the checkpoints of steps 30 and 20 are damaged
+    for step in (20, 30, 40):
+        log(step, {"loss": 2.0})
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(10, 1.0), (20, 2.0), (30, 2.0), (40, 2.0)]
