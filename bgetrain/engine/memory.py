@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bgetrain.distributed import max_of_each
-from bgetrain.engine.deepspeed import Engine, inner_optimizer
+from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.machine import free_bytes
+from bgetrain.engine.states import inner_optimizer
 from bgetrain.model.bi_encoder import BiEncoder
 from bgetrain.types import Chunk, Ragged, World
 

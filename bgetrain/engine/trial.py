@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bgetrain.engine.deepspeed import Engine, inner_optimizer
+from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.diagnosis import size
 from bgetrain.engine.findings import Finding
 from bgetrain.engine.machine import peak_bytes
+from bgetrain.engine.states import inner_optimizer
 from bgetrain.types import Ragged
 
 CPU_TOKENS = 1024  # a CPU does not run out of memory in a way that can be answered, and takes its time; our choice

@@ -243,6 +243,8 @@ def loaded(load: Callable[[], Any], key: str, path: str) -> Any:
     online = Path(path).exists() or hub.settle()
     try:
         return load()
+    except MemoryError:
+        raise
     except Exception as error:  # of a damaged file transformers and tokenizers raise whatever they stumble over
         reason = " ".join(str(error).split())[:160]
         if Path(path).exists():
