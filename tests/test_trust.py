@@ -150,18 +150,6 @@ def test_yaml_that_would_make_objects_is_one_line(text, tmp_path, capfd, monkeyp
     assert not (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("text", ["a: &a [*a]\n", "a: " + "[" * 3000 + "]" * 3000 + "\n"])
-def test_a_recipe_without_end_is_one_line(text, tmp_path, capfd):
-    (tmp_path / "recipe.yaml").write_text(text)
-    assert "recipe.yaml: lists in lists without end" in refused(capfd, f"recipe={tmp_path}/recipe.yaml")
-
-
-def test_a_recipe_that_grows_beyond_measure_is_one_line(tmp_path, capfd):
-    lines = ["a: &a0 [seed=1]", *(f"b{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))]
-    (tmp_path / "recipe.yaml").write_text("\n".join(lines))
-    assert "more than 10,000 overrides" in refused(capfd, f"recipe={tmp_path}/recipe.yaml")
-
-
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 MASKED = [

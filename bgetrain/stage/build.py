@@ -17,6 +17,7 @@ from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
 from bgetrain.engine.best import Scoring
 from bgetrain.engine.commit import disk_errors
+from bgetrain.engine.course import Course
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.guard import Guard
 from bgetrain.engine.loop import fit
@@ -196,6 +197,18 @@ def train(
         first_step=steps.start,
     )
     most, known = rules.updates_left_out(cfg["on_nonfinite"]), progress[0]["guard"] if progress else {}
+    course = Course(
+        running,
+        saver=saver,
+        guard=Guard(most, output_dir / "nonfinite", describe, world, console.say, known),
+        scoring=scoring,
+        log=log,
+        log_every=cfg["log_every"],
+        save_every=cfg["save_every"],
+        total_steps=steps.stop - 1,
+        world=world,
+        progress=progress,
+    )
     return fit(
         running,
         batch_at,
@@ -203,15 +216,9 @@ def train(
         first_step=steps.start,
         total_steps=steps.stop - 1,
         schedule=schedule,
-        log=log,
-        log_every=cfg["log_every"],
-        save_every=cfg["save_every"],
         num_workers=cfg["num_workers"],
+        course=course,
         world=world,
-        saver=saver,
-        guard=Guard(most, output_dir / "nonfinite", describe, world, console.say, known),
-        scoring=scoring,
-        progress=progress,
     )
 
 

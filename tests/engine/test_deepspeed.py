@@ -85,7 +85,7 @@ from bgetrain.cluster.local import launch
 from bgetrain.engine import deepspeed
 
 def run(place):
-    world = distributed.start(*place)
+    world = distributed.start(*place[:5])
     module = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     engine = deepspeed.start(

@@ -20,6 +20,7 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
     from bgetrain.engine import checkpoint, deepspeed, loop, scaler
+    from bgetrain.engine.course import Course
     from bgetrain.engine.guard import Guard
     from bgetrain.engine.saver import Saver
     from bgetrain.engine.window import Counts
@@ -58,12 +59,14 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
         kept = {name: metrics[name] for name in ("loss", "lr", "skipped_steps", "grad_norm")}
         logged.append({"step": step, **kept})
 
+    course = Course(
+        engine, saver=Saver(checkpoints, world, keep=2, overlap=True, facts={}, warn=print, first_step=first),
+        guard=Guard(0, folder / "nonfinite", None, world, print, {}), scoring=None, log=log, log_every=1, save_every=100,
+        total_steps=last, world=world, progress=checkpoint.progress(checkpoints, done),
+    )  # fmt: skip
     loop.fit(
         engine, lambda step: Batch(step, 0.0), update, first_step=first, total_steps=last,
-        schedule=lambda step, total: 1 - step / 100, log=log, log_every=1, save_every=100, num_workers=0, world=world,
-        saver=Saver(checkpoints, world, keep=2, overlap=True, facts={}, warn=print, first_step=first),
-        guard=Guard(0, folder / "nonfinite", None, world, print, {}), scoring=None,
-        progress=checkpoint.progress(checkpoints, done),
+        schedule=lambda step, total: 1 - step / 100, num_workers=0, course=course, world=world,
     )  # fmt: skip
     final = engine.state(last)
     return {"logged": logged, "weights": engine.weights(), "counters": final.counters, "scaler": scaler.read(engine.core),

@@ -80,10 +80,13 @@ def test_the_signal_that_ends_a_forked_process_is_not_taken_for_this_one(monkeyp
     monkeypatch.setattr(interrupts, "end_by", lambda number: os._exit(3))
     heard = []
     with interrupts.heard(lambda number, frame: None, lambda number: heard.append(number) if number else None):
+        reading, writing = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(writing, b"forked")
             time.sleep(60)
             os._exit(0)
+        assert os.read(reading, 6) == b"forked"
         for _ in range(2):
             os.kill(child, signal.SIGTERM)
             time.sleep(0.3)

@@ -14,6 +14,7 @@ import torch
 from bgetrain.engine import checkpoint, loop
 from bgetrain.engine.ahead import ahead
 from bgetrain.engine.best import Best, Scoring
+from bgetrain.engine.course import Course
 from bgetrain.engine.guard import Guard
 from bgetrain.engine.saver import Saver
 from bgetrain.engine.window import Counts
@@ -66,11 +67,14 @@ def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, 
     saver = saver or saver_of(folder, first_step=first_step, warn=warn)
     progress = checkpoint.progress(folder / "checkpoints", first_step - 1)
     known = progress[0]["guard"] if progress else {}
+    course = Course(
+        engine, saver=saver, guard=Guard(most, folder / "nonfinite", describe, ALONE, warn, known), scoring=scoring,
+        log=log or (lambda step, metrics: None), log_every=log_every, save_every=save_every, total_steps=total_steps,
+        world=ALONE, progress=progress,
+    )  # fmt: skip
     return loop.fit(
         engine, lambda step: Batch(step, step / 10), update or plain, first_step=first_step, total_steps=total_steps,
-        schedule=lambda step, total: step / total, log=log or (lambda step, metrics: None), log_every=log_every,
-        save_every=save_every, num_workers=0, world=ALONE, saver=saver, progress=progress, scoring=scoring,
-        guard=Guard(most, folder / "nonfinite", describe, ALONE, warn, known),
+        schedule=lambda step, total: step / total, num_workers=0, course=course, world=ALONE,
     )  # fmt: skip
 
 

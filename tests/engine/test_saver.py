@@ -47,6 +47,7 @@ def run(world, folder: Path, *, overlap: bool, total: int, every: int, stop: int
 
     from bgetrain import distributed
     from bgetrain.engine import checkpoint, loop
+    from bgetrain.engine.course import Course
     from bgetrain.engine.guard import Guard
     from bgetrain.engine.saver import Saver
     from bgetrain.engine.window import Counts
@@ -66,11 +67,15 @@ def run(world, folder: Path, *, overlap: bool, total: int, every: int, stop: int
     saver = Saver(folder, world, keep=2, overlap=overlap, facts={}, warn=warned.append, first_step=1)
     raised, last = "", {}
     try:
-        last = loop.fit(
-            Counter(world.rank), lambda step: Batch(step, 0.0), update, first_step=1, total_steps=total,
-            schedule=lambda *_: 1.0, log=lambda step, metrics: lines.update({step: metrics}), log_every=1, save_every=every,
-            num_workers=0, world=world, saver=saver, guard=Guard(0, folder, None, world, warned.append, {}), scoring=None,
+        engine = Counter(world.rank)
+        course = Course(
+            engine, saver=saver, guard=Guard(0, folder, None, world, warned.append, {}), scoring=None, log_every=1,
+            log=lambda step, metrics: lines.update({step: metrics}), save_every=every, total_steps=total, world=world,
             progress=[],
+        )  # fmt: skip
+        last = loop.fit(
+            engine, lambda step: Batch(step, 0.0), update, first_step=1, total_steps=total, schedule=lambda *_: 1.0,
+            num_workers=0, course=course, world=world,
         )  # fmt: skip
     except (Interrupted, ValueError) as error:
         raised = f"{type(error).__name__}: {error}"
