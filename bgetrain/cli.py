@@ -12,7 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
-from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, is_first, say, told
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, end_here, is_first, say, told
 from bgetrain.engine import interrupts
 from bgetrain.target import call, named
 
@@ -67,8 +67,7 @@ def leave_deaf() -> None:
     interrupted(NOTHING_LOST)
     if "bgetrain.cluster.pulse" in sys.modules:
         sys.modules["bgetrain.cluster.pulse"].say_left(INTERRUPTED)
-    sys.stdout.flush()
-    os._exit(INTERRUPTED)
+    end_here(INTERRUPTED)
 
 
 def answer(arguments: list[str]) -> int:
@@ -214,7 +213,7 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
     except Interrupted as reason:
         return interrupted(f"{reason}: the same command goes on from there") if world.rank == 0 else INTERRUPTED, True
     except KeyboardInterrupt:
-        return interrupted("interrupted: nothing was lost, the same command starts again"), False
+        return interrupted(NOTHING_LOST), False
     except FloatingPointError as error:
         complain(f"bgetrain: {error}")
         return CRASH, False
@@ -242,7 +241,8 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
         from bgetrain.logger import console, jsonl
 
         folder = Path(cfg["output_dir"])
-        opened += [console.start(), jsonl.start(folder / "metrics.jsonl", checkpoint.named(folder / "checkpoints", "latest") + 1)]
+        done = next(iter(checkpoint.candidates(folder / "checkpoints")), 0)
+        opened += [console.start(), jsonl.start(folder / "metrics.jsonl", done + 1)]
         if cfg["logger"].get("_target_"):
             opened.append(call(cfg["logger"], output_dir=str(folder), config=trust.masked(cfg)))
 

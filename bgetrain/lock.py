@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bgetrain import output
-from bgetrain.cluster.local import USER_ERROR, complain
+from bgetrain.cluster.local import BEFORE_END, USER_ERROR, complain
 
 NAME = ".lock"
 BEAT_SECONDS = 10.0  # between two signs of life
@@ -77,15 +77,22 @@ def held(output_dir: str) -> Iterator[None]:
     owner, ended = os.getpid(), threading.Event()
     beats = threading.Thread(target=beat, args=(folder, name, ended), daemon=True, name="lock")
     beats.start()
-    try:
-        yield
-    finally:
+
+    def forget() -> None:
         if os.getpid() == owner:
-            ended.set()
-            beats.join()
             with contextlib.suppress(OSError):
                 if (folder / NAME).read_bytes() == name:
                     (folder / NAME).unlink()
+
+    BEFORE_END.append(forget)
+    try:
+        yield
+    finally:
+        BEFORE_END.remove(forget)
+        if os.getpid() == owner:
+            ended.set()
+            beats.join()
+            forget()
             DESCRIPTORS.discard(descriptor)
             os.close(descriptor)
 

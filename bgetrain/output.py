@@ -2,18 +2,15 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from bgetrain import trust
+from bgetrain import provenance, trust
 from bgetrain.cluster.local import say
 
 # Keys that change how a run goes, not what comes out: a folder may be resumed under other values of them.
@@ -77,7 +74,6 @@ FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
     *("report.json", "report.html", "similarity.png"),
 )
-PACKAGES = ("bgetrain", "torch", "transformers", "deepspeed", "peft", "tokenizers", "datasets", "numpy", "faiss-cpu", "faiss-gpu")
 
 
 UNSET = "(unset)"
@@ -123,7 +119,7 @@ def claim(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
         (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on under other values: it is not done
         write(folder / "config.yaml", yaml.safe_dump(trust.masked(cfg), sort_keys=False, allow_unicode=True))
         if state == "new" or not (folder / "provenance.json").exists():  # a resumed run's data is held against it
-            write(folder / "provenance.json", json.dumps(provenance(), indent=2))
+            write(folder / "provenance.json", json.dumps(provenance.versions(), indent=2))
     except OSError as error:
         raise ValueError(f"output_dir={folder}: cannot write here: {error.strerror}") from error
     return state
@@ -147,9 +143,13 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
             )
         return "new"
     earlier = run_config(saved)
-    if cfg["resume"] == "never" or not any(holds_something(folder / name) for name in LEAVES):
+    full = any(holds_something(folder / name) for name in LEAVES)
+    stage, now = (each.get("stage", {}).get("name") for each in (earlier, cfg))
+    if full and cfg["resume"] == "never" and stage != now:  # which some stages say by themselves
+        raise ValueError(f"output_dir={folder} holds what stage={stage} has made: choose another output_dir, or delete it")
+    if cfg["resume"] == "never" or not full:
         return "new"
-    changes = [each for each in differences(earlier, cfg) if not is_free(each.key, cfg)]
+    changes = [each for each in differences(effective(earlier), effective(cfg)) if not is_free(each.key, cfg)]
     if changes and cfg["resume"] != "force":
         told = [f"{key}={short(old)}, now {short(new)}" for key, old, new in changes]
         raise ValueError(
@@ -204,6 +204,14 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[Diff
     return list(walk(trust.masked(earlier), trust.masked(now), ""))
 
 
+def effective(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """A config whose values are those that count: nothing is held out where nothing is evaluated."""
+    asked = cfg.get("evaluate")
+    if isinstance(asked, Mapping) and asked.get("held_out") and asked.get("every") is None:
+        return {**cfg, "evaluate": {**asked, "held_out": 0}}
+    return dict(cfg)
+
+
 def is_free(name: str, cfg: Mapping[str, Any]) -> bool:
     """Whether a run of `cfg` may go on under another value of this key."""
     if name.split(".")[0] == "evaluate" and "save_every" not in cfg:
@@ -239,49 +247,36 @@ def clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def provenance() -> dict[str, Any]:
-    """Versions and place of this run."""
-    versions = {}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": versions, "git": git_hash()}
+def add_fingerprints(output_dir: str, kind: str, found: Mapping[str, Any], resume: str) -> None:
+    """Adds the fingerprints of files to the provenance.
 
-
-def git_hash() -> str | None:
-    """The commit that bgetrain itself stands at; None in an installed package."""
-    root = Path(__file__).parent.parent
-    if not (root / ".git").exists():
-        return None
-    done = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
-
-
-def add_fingerprints(output_dir: str, found: Mapping[str, Any], resume: str) -> None:
-    """Adds the fingerprints of the data to the provenance.
+    Args:
+        output_dir: of the run.
+        kind: data | model.
+        found: file -> its fingerprint.
+        resume: of the run.
 
     Raises:
         ValueError: they are not those that the run began with, and `resume` is not force.
     """
     path = Path(output_dir) / "provenance.json"
     known = json.loads(path.read_text("utf8"))
-    changed = [name for name in {**known.get("data", {}), **found} if known.get("data", found).get(name) != found.get(name)]
+    before = known.get(kind, found)
+    changed = [name for name in {**before, **found} if before.get(name) != found.get(name)]
     if changed and resume != "force":
         raise ValueError(
             f"{changed[0]} has changed since the run in output_dir={output_dir} began: choose another output_dir, "
-            f"or resume=never to start anew, or resume=force to go on with the data as it is"
+            f"or resume=never to start anew, or resume=force to go on with what is there now"
         )
-    write(path, json.dumps({**known, "data": dict(found)}, indent=2))
+    write(path, json.dumps({**known, kind: dict(found)}, indent=2))
 
 
 def facts(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of the run besides: the config as it is saved, and the fingerprints of the data."""
-    provenance = folder / "provenance.json"
-    data = json.loads(provenance.read_text("utf8")).get("data", {}) if provenance.exists() else {}
-    saved = folder / "config.yaml"
-    return {"config": run_config(saved) if saved.exists() else {}, "data": data}
+    """What a checkpoint says of the run besides: the config as it is saved, and the fingerprints of data and model."""
+    path, saved = folder / "provenance.json", folder / "config.yaml"
+    known = json.loads(path.read_text("utf8")) if path.exists() else {}
+    config = run_config(saved) if saved.exists() else {}
+    return {"config": config, "data": known.get("data", {}), "model": known.get("model", {})}
 
 
 def finish(output_dir: str, stage: str, figures: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def check_selections(parsed: Sequence[Override]) -> None:
         raise ValueError(f"{' and '.join(str(each.input_line) for each in stages)}: one command runs one stage, give one of them")
     for each in parsed:
         key = each.key_or_group
-        if key.split(".")[0].split("/")[0] == "hydra":
+        if "hydra" in (re.split(r"[./]", key)[0], re.split(r"[./]", each.package or "")[0]):
             raise ValueError(f"{key} has no effect: outputs go to output_dir, and -m runs its jobs one after the other")
         if key.startswith("stage."):
             raise ValueError(f"{key} cannot be set: it belongs to the stage; choose another by stage=NAME")

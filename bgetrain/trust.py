@@ -21,13 +21,14 @@ REFERENCE = re.compile(r"\$\{(?![\w.-]+\})")  # what is no ${key}: `oc.env`, `oc
 ENVIRONMENT = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_TOKEN", "AWS_SECRET_ACCESS_KEY")
 SHORTEST = 8  # letters of a secret: a shorter one would hide words that are none
 HIDDEN = "***"
-SECRET_WORDS = ("key", "token", "secret", "password")
+SECRET_WORDS = ("key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials")
+NAMES = "apikey|token|secret|password|passwd|credentials?"
 VALUE = r"""("[^"]*"|'[^']*'|[^\s'",;)}]+)"""
 IN_TEXT = (
     (re.compile(r"(?<=://)[^/\s@'\"]+(?=@)"), HIDDEN),  # https://user:password@host
     (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), HIDDEN),
-    (re.compile(rf"(?i)([._-]key=|\b(?:\w+[._-])*(?:token|secret|password)=){VALUE}"), rf"\1{HIDDEN}"),
-    (re.compile(rf"(?i)([{{,]\s*['\"]?(?:\w+[._-])*(?:key|token|secret|password)['\"]?: *){VALUE}"), rf"\1{HIDDEN}"),
+    (re.compile(rf"(?i)([._-]key=|\b(?:\w+[._-])*(?:{NAMES})=){VALUE}"), rf"\1{HIDDEN}"),
+    (re.compile(rf"(?i)([{{,]\s*['\"]?(?:\w+[._-])*(?:key|{NAMES})['\"]?: *){VALUE}"), rf"\1{HIDDEN}"),
 )
 
 

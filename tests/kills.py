@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import victims
 
-NOT_THE_RUN_S = re.compile(r"_per_second$|_seconds$|^seconds_|_gb$|_share$|_bytes$")  # figures of the machine, not of the run
+NOT_THE_RUN_S = re.compile(
+    r"^save_|_per_second$|_seconds$|^seconds_|_gb$|_share$|_bytes$"
+)  # figures of the machine, not of the run
 START_SECONDS = 120.0  # that a run may take until its first step
 LAUNCHED_SECONDS = 180.0  # the same through the command line, imports and all
 KINDS = {"step": 0.5, "save": 0.4, "start": 0.1}  # how the kills are shared out

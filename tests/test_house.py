@@ -21,7 +21,7 @@ LAYERS = {
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3,
     "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
-    "lock": 4, "trust": 4,
+    "provenance": 4, "lock": 4, "trust": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -104,7 +104,7 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "stage"], ids=name_of)
 def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
-    names = ("build", "documents", "embed", "masked", "preflight", "retrieval", "supply", "validation")
+    names = ("build", "documents", "embed", "masked", "preflight", "results", "retrieval", "supply", "validation")
     shared = {f"bgetrain.stage.{name}" for name in names}
     assert others <= shared
 

@@ -191,12 +191,12 @@ def test_a_folder_whose_config_yaml_is_somebody_elses_is_left_alone(tmp_path, re
 
 def test_data_that_changed_since_the_run_began_is_refused_unless_forced(tmp_path):
     cfg = begun(tmp_path / "run")
-    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 1}}, "auto")
+    output.add_fingerprints(cfg["output_dir"], "data", {"a": {"bytes": 1}}, "auto")
     assert output.claim(cfg) == "resume"
-    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 1}}, "auto")
+    output.add_fingerprints(cfg["output_dir"], "data", {"a": {"bytes": 1}}, "auto")
     with pytest.raises(ValueError, match="a has changed since the run"):
-        output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "auto")
-    output.add_fingerprints(cfg["output_dir"], {"a": {"bytes": 2}}, "force")
+        output.add_fingerprints(cfg["output_dir"], "data", {"a": {"bytes": 2}}, "auto")
+    output.add_fingerprints(cfg["output_dir"], "data", {"a": {"bytes": 2}}, "force")
 
 
 # --- going on under other values --------------------------------------------------------------------------------------
@@ -263,3 +263,24 @@ def test_secrets_are_not_saved_and_do_not_count_as_changes(tmp_path, monkeypatch
     assert told(capsys, tmp_path, tracker={**secrets, "api_key": "second", "url": "https://me:other@host/x"}) == ""
     with pytest.raises(ValueError, match=r"tracker\.url=https://\*\*\*@host/x, now https://\*\*\*@host/y: "):
         output.claim(settings(tmp_path, tracker={**secrets, "url": "https://me:word@host/y"}))
+
+
+def test_a_stage_that_always_runs_anew_never_clears_what_another_has_made(tmp_path):
+    """stage=doctor and stage=check say resume=never by themselves."""
+    cfg = begun(tmp_path) | {"stage": {"name": "finetune"}}
+    output.write(tmp_path / "config.yaml", yaml.safe_dump(cfg))
+    with pytest.raises(ValueError, match=r"holds what stage=finetune has made: choose another output_dir"):
+        output.standing(cfg | {"stage": {"name": "doctor"}, "resume": "never"})
+    assert output.standing(cfg | {"resume": "never"}) == "new"
+
+
+@pytest.mark.parametrize(("before", "now", "refused"), [(None, 100, True), (100, None, True), (100, 50, False)])
+def test_evaluating_or_not_binds_a_run_that_holds_rows_out(before, now, refused, tmp_path):
+    base = begun(tmp_path) | {"save_every": 5}
+    output.write(tmp_path / "config.yaml", yaml.safe_dump(base | {"evaluate": {"every": before, "held_out": 4}}))
+    again = base | {"evaluate": {"every": now, "held_out": 4}}
+    if refused:
+        with pytest.raises(ValueError, match=r"evaluate\.held_out="):
+            output.standing(again)
+    else:
+        assert output.standing(again) == "resume"

@@ -56,7 +56,8 @@ def kill(model: Path, data: Path, folder: Path, *, kills: int, commands: int, st
     """
     import kills as killing
 
-    whole, ours = (overrides(model, data, folder / name, steps, size) for name in ("whole", "ours"))
+    scored = ["evaluate.every=7", "evaluate.held_out=4"]  # a best checkpoint beside the newest, and scores between the saves
+    whole, ours = (overrides(model, data, folder / name, steps, size, *scored) for name in ("whole", "ours"))
     rows, _ = untouched(whole, folder / "ranks-whole", size)
     tally = killing.Tally()
     plan = killing.planned(kills, steps, SAVE_EVERY, size, random.Random(seed), commands)

@@ -90,7 +90,7 @@ def work(rank: int, size: int, port: int, cfg: dict[str, Any], folder: str, stop
     from bgetrain.stage import contrastive
 
     contrastive.update_once = watched(contrastive.update_once, rank, Path(folder), stop_after)
-    os._exit(cli.run_rank(cfg, Place(rank, size, rank, size, 2.0, 20.0)))
+    os._exit(cli.run_rank(cfg, Place(rank, size, rank, size, 2.0, 6.0)))
 
 
 def watched(update: Callable[..., Any], rank: int, folder: Path, stop_after: int | None) -> Callable[..., Any]:

@@ -24,6 +24,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers,
 GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
 FIRST_RANK_SECONDS = 60.0  # the first rank may still close a logger when the others have ended
 GOES_ON = ": the same command goes on from what was saved"
+SAME_SECONDS = 0.3  # signals so close are one: `timeout` signals its child and then the group of it
+BEFORE_END: list[Callable[[], None]] = []  # called before this process ends itself from another thread than the main one
 LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
 COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
 
@@ -122,7 +124,18 @@ def leave(status: int) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    for number in SIGNALS:  # all is done: an interrupt would only show where Python happened to be
+        signal.signal(number, signal.SIG_IGN)
     sys.exit(status)
+
+
+def end_here(status: int) -> NoReturn:
+    """Ends this process from any thread, wherever the main one is."""
+    for last in BEFORE_END:
+        last()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def is_first() -> bool:
@@ -188,11 +201,13 @@ def start_ranks(command: list[str], count: int, port: int) -> int:
 
 def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
     """Waits for all ranks; the first interrupt is passed on, the second ends them, and so does the failure of one."""
-    interrupts = 0
+    interrupts, heard_at = 0, float("-inf")
 
     def pass_on(number: int, _frame: object) -> None:
-        nonlocal interrupts
-        interrupts += 1
+        nonlocal interrupts, heard_at
+        if time.monotonic() - heard_at < SAME_SECONDS:
+            return
+        interrupts, heard_at = interrupts + 1, time.monotonic()
         for rank in ranks:
             if rank.poll() is None and interrupts == 1:
                 rank.send_signal(number)
@@ -208,7 +223,7 @@ def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
                 statuses = [INTERRUPTED if -(status or 0) in SIGNALS else status for status in statuses]
             if any(status not in (None, 0, INTERRUPTED) for status in statuses) and interrupts < 2:
                 time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
-                return failure([rank.poll() for rank in ranks], complaints)
+                return failure(ranks, complaints)
             if None not in statuses or interrupts > 1:
                 return INTERRUPTED if any(statuses) or interrupts > 1 else 0
             if INTERRUPTED in statuses:  # the others may wait for one that is gone, deaf to signals
@@ -222,11 +237,14 @@ def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
             signal.signal(number, handler)
 
 
-def failure(statuses: Sequence[int | None], complaints: Path) -> int:
+def failure(ranks: list[subprocess.Popen], complaints: Path) -> int:
     """The exit status of a run of which a rank has failed; leaves word of one that could not speak for itself."""
-    for number, status in enumerate(statuses):
+    statuses = [rank.poll() for rank in ranks]
+    for number, (rank, status) in enumerate(zip(ranks, statuses, strict=True)):
         if status is not None and status < 0:
-            (complaints / "launcher").write_text(f"rank {number} was ended by {signal.Signals(-status).name}{GOES_ON}", "utf8")
+            whose = f"rank {number} ({socket.gethostname()}, pid {rank.pid})"
+            line = f"bgetrain: {whose} was ended by {signal.Signals(-status).name}{GOES_ON}"
+            (complaints / "launcher").write_text(line, "utf8")
     # a rank that lost another crashes for it: what the user can mend comes first
     return USER_ERROR if USER_ERROR in statuses else 1
 

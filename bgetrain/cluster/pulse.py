@@ -6,8 +6,6 @@ main thread may be anywhere for as long as it wants. The other judges by what wa
 
 import contextlib
 import itertools
-import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple
 from bgetrain import distributed, progress
 from bgetrain.cluster import stacks
 from bgetrain.cluster.board import Board, Record, State
-from bgetrain.cluster.local import GOES_ON, INTERRUPTED, complain, launched, told
+from bgetrain.cluster.local import GOES_ON, INTERRUPTED, complain, end_here, launched, told
 from bgetrain.types import World
 
 CALLS = itertools.count()  # of `beating`, in the same order on every rank
@@ -181,10 +179,8 @@ class Pulse:
         self.say("left", why.status, why.line)
         if why.line and not told():
             complain(f"bgetrain: {why.line}")
-        sys.stdout.flush()
-        sys.stderr.flush()
         self.linger()
-        os._exit(why.status)
+        end_here(why.status)
 
     def explain(self, error: BaseException) -> Departure | None:
         """Why contact to another rank was lost, as its record, or its silence, tells after a moment.

@@ -10,8 +10,8 @@ class Scoring(NamedTuple):
     Attributes:
         score: figures of the model as it is, the same on every rank; all ranks call it together.
         every: steps between two scores; one more is taken after the last step.
-        metric: the figure by which the best checkpoint is kept; less is better where its name has "loss" in it, such as
-            held_out_loss/NAME.
+        metric: the figure by which the best checkpoint is kept; less is better where its name has "loss" in it before
+            any slash.
         patience: scores in a row without a better one after which training stops; None: it never does.
     """
 
@@ -48,7 +48,7 @@ class Best:
         """Takes the figures of a score; returns whether they are the best so far. One that is not a number never is."""
         assert self.scoring is not None
         value, metric = figures[self.scoring.metric], self.scoring.metric
-        gain = 0.0 if self.value is None else (self.value - value) if "loss" in metric else (value - self.value)
+        gain = 0.0 if self.value is None else (self.value - value) if "loss" in metric.partition("/")[0] else (value - self.value)
         better = gain > 0 or (self.value is None and value == value)
         self.waited = 0 if better else self.waited + 1
         if better:

@@ -148,6 +148,12 @@ def check(place: Path) -> None:
             raise DamageError(f"{path}: {error.strerror}") from error
 
 
+def candidates(folder: Path) -> list[int]:
+    """Steps to go on from, the first choice first: what `latest` names and what is before, or all where it names nothing."""
+    pointed, there = named(folder, "latest"), steps(folder)
+    return [step for step in reversed(there) if step <= pointed or pointed not in there]
+
+
 def newest_whole(folder: Path, warn: Callable[[str], None]) -> int:
     """The step to go on from: that of the newest checkpoint that is whole, which `latest` then names; rank 0 calls it.
 
@@ -161,14 +167,15 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> int:
     Raises:
         ValueError: there are checkpoints, and none of them is whole.
     """
-    pointed, there = named(folder, "latest"), steps(folder)
+    bring_back(folder)
+    there = candidates(folder)
     if not there and not (folder / "latest").exists():
         return 0
     faults = []
-    if pointed not in there:
+    if named(folder, "latest") not in there:
         faults.append(f"{folder / 'latest'} names no checkpoint that is there")
         warn(faults[0])
-    for step in reversed([each for each in there if each <= pointed] if pointed in there else there):
+    for step in there:
         try:
             check(place_of(folder, step))
         except DamageError as error:
@@ -180,6 +187,25 @@ def newest_whole(folder: Path, warn: Callable[[str], None]) -> int:
             point(folder, "latest", step)
         return step
     raise ValueError(f"{folder}: no checkpoint is whole ({faults[-1]}): put one back, or start anew with resume=never")
+
+
+def bring_back(folder: Path) -> None:
+    """Undoes a replacement that a kill has cut off between the old checkpoint's leaving and the new one's coming."""
+    for old in folder.glob(".step_*.old"):
+        place = folder / old.name[1:].removesuffix(".old")
+        if not place.exists():
+            old.rename(place)
+
+
+def point_best(folder: Path, step: int) -> None:
+    """Lets `best` name what the run that goes on from `step` knows as its best; rank 0 calls it.
+
+    A kill may have come between the two pointers.
+    """
+    known = progress(folder, step)
+    best = known[0].get("best", {}).get("step", 0) if known else 0
+    if best in steps(folder) and best != named(folder, "best"):
+        point(folder, "best", best)
 
 
 def load(folder: Path, step: int, rank: int, size: int) -> TrainState:

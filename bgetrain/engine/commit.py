@@ -57,6 +57,7 @@ def write_part(folder: Path, step: int, rank: int, size: int, tensors: dict[str,
     path = beside(folder, step) / part_name(rank, size)
     with disk_errors():
         save_file(tensors, path)
+    path.chmod(beside(folder, step).stat().st_mode & 0o666)  # safetensors lets nobody else read: a colleague may go on
     with path.open("rb+") as file:
         os.fsync(file.fileno())
         return Part(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
@@ -71,14 +72,13 @@ def disk_errors() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def commit(folder: Path, facts: Mapping[str, Any], parts: Sequence[Part], *, keep: int, best: bool) -> None:
+def commit(folder: Path, facts: Mapping[str, Any], parts: Sequence[Part], *, best: bool) -> None:
     """Makes a checkpoint of parts that all ranks have written; rank 0 alone calls it.
 
     Args:
         folder: `output_dir/checkpoints`.
         facts: what JSON can write; `step` is among them.
         parts: in rank order.
-        keep: checkpoints to leave, this one and the newest before it; the best stays besides.
         best: it is the best so far.
 
     Raises:
@@ -97,12 +97,16 @@ def commit(folder: Path, facts: Mapping[str, Any], parts: Sequence[Part], *, kee
     given_up = folder / f".step_{step}.old"  # of a run that has gone on from an earlier step
     if final.exists():
         final.rename(given_up)
-    part.rename(final)
+    try:
+        part.rename(final)
+    except OSError:
+        if given_up.exists():
+            given_up.rename(final)
+        raise
     sync(folder)
     for pointer in ("latest", *(["best"] if best else [])):
         point(folder, pointer, step)
     shutil.rmtree(given_up, ignore_errors=True)
-    prune(folder, step, keep)
 
 
 def give_up(folder: Path, step: int) -> None:

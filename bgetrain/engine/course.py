@@ -88,19 +88,30 @@ class Course:
             stop: the run is asked to stop; who asks may not have the patience for a score, which is then owed.
         """
         last = step == self.total_steps
-        scores, better, self.owed = self.best.due(step, last), False, None
-        if scores and stop and not last:
+        kept = step % self.save_every == 0 or stop or last
+        if not self.best.due(step, last):
+            if step % self.log_every == 0 or step == 1 or last:
+                self.write(step, rate, epoch)
+            if kept:
+                self.save(step)
+            return
+        if kept:  # before the score, which may take long
             self.owed = {"rate": rate, "epoch": epoch}
-        elif step % self.log_every == 0 or step == 1 or last or scores:
-            better = self.write(step, rate, epoch)
-        if step % self.save_every == 0 or stop or last or better or self.best.exhausted():
+            self.save(step)
+            if not stop or last:
+                self.pay(step)
+            return
+        better = self.write(step, rate, epoch)
+        if better or self.best.exhausted():
             self.save(step, better)
 
     def pay(self, step: int) -> None:
-        """Does what the run that stopped after `step` owes."""
+        """Writes the line that is owed after `step`, whose checkpoint is there; going on from it, it is owed again."""
         if self.owed is not None:
-            better, self.owed = self.write(step, **self.owed), None
-            self.save(step, better)
+            better = self.write(step, **self.owed)
+            self.owed = None
+            if better:
+                self.saver.mark_best(step)
 
     def write(self, step: int, rate: float, epoch: float) -> bool:
         """Logs the figures of the window, with those of held-out data where they are due; whether these are the best so far."""
@@ -110,6 +121,7 @@ class Course:
             self.guard.watch(step, self.logged["loss"])
         better = False
         if self.scoring is not None and self.best.due(step, step == self.total_steps):
+            self.saver.wait()  # a score may take long, and may end the run
             figures = self.scoring.score()
             better = self.best.add(step, figures)
             self.logged |= figures
@@ -117,16 +129,20 @@ class Course:
         self.log(step, self.logged)
         return better
 
-    def save(self, step: int, better: bool) -> None:
+    def save(self, step: int, better: bool = False) -> None:
         """Begins a checkpoint."""
         own = {"window": self.window.state(), "best": self.best.state(), "guard": self.guard.state()}
         self.saver.save(self.engine.state, step, {**own, "logged": self.logged, "owed": self.owed}, best=better)
 
     def outcome(self, step: int) -> dict[str, float]:
-        """The last figures logged, the steps done, the best of them, and saves that failed."""
-        best = {"best_step": float(self.best.step)} if self.scoring else {}
-        failed = {"failed_saves": float(self.saver.failures)} if self.saver.failures else {}
-        return {**self.logged, "steps": float(step), **best, **failed}
+        """The last figures logged, the steps done, the best of them that was kept, and what saving took; nothing is pending."""
+        kept, best = self.saver.best, self.best.step
+        if self.scoring and best and kept != best and self.saver.world.rank == 0:
+            instead = f"that of step {kept:,} is the best that there is" if kept else "there is none to take for the best"
+            self.saver.warn(f"the checkpoint of step {best:,}, the best by {self.scoring.metric}, could not be saved; {instead}")
+        figures = {**self.logged, "steps": float(step), **self.saver.total}
+        figures |= {"best_step": float(kept)} if self.scoring else {}
+        return figures | ({"failed_saves": float(self.saver.failures)} if self.saver.failures else {})
 
 
 def skipped(engine: Engine) -> dict[str, float]:

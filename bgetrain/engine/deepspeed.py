@@ -197,6 +197,12 @@ class Engine:
         Raises:
             ValueError: one that differs.
         """
+        others = sorted({name for name in state.tensors if MOMENT not in name} - set(self.trained()))
+        if others:
+            raise ValueError(
+                f"the checkpoint of step {state.step} has {others[0]!r}, which is not trained now, it is of another model: "
+                "use resume=never"
+            )
         for name, each in self.trained().items():
             if name not in state.tensors:
                 raise ValueError(f"the checkpoint of step {state.step} has no {name!r}, it is of another model: use resume=never")
@@ -249,6 +255,10 @@ def start(
     """
     check_keys(others)
     stage = zero_optimization.get("stage", 0)
+    if zero_optimization.get("compute_grad_norm") is False:
+        raise ValueError(
+            "engine.zero_optimization.compute_grad_norm=false would let updates pass that are not finite: leave it out"
+        )
     if precision != "fp32" and stage == 0:
         raise ValueError(f"precision={precision} needs engine=zero1 or above: at ZeRO-0 gradients would add up in {precision}")
     if precision == "fp16" and world.device.type == "cpu":

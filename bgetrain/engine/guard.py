@@ -1,6 +1,7 @@
 """What goes wrong with numbers: losses and gradients that are not finite, losses that leap."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -81,6 +82,8 @@ class Guard:
 
     def watch(self, step: int, loss: float) -> bool:
         """Warns where a logged loss leaps above those before it; returns whether it does."""
+        if not math.isfinite(loss):  # which is told elsewhere
+            return False
         known = self.losses[-KNOWN:]
         leapt = False
         if len(known) >= LEAST:

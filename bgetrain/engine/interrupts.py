@@ -15,10 +15,10 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bgetrain.cluster.local import SIGNALS, launched
+from bgetrain.cluster.local import SAME_SECONDS, SIGNALS, launched
 
 DEAF_SECONDS = 5.0  # until a main thread that has not even noticed a signal is given up
-SAME_SECONDS = 1.0  # SLURM signals every process of a job: a rank then hears once directly and once by its launcher
+LAUNCHED_SECONDS = 1.0  # SLURM signals every process of a job: a rank then hears once directly and once by its launcher
 
 
 @contextlib.contextmanager
@@ -66,7 +66,7 @@ class Second:
         now = time.monotonic()
         if self.first is None:
             self.first = (number, now)
-        elif not (launched() and number == self.first[0] and now - self.first[1] < SAME_SECONDS):
+        elif number != self.first[0] or now - self.first[1] > (LAUNCHED_SECONDS if launched() else SAME_SECONDS):
             end_by(number)
 
 

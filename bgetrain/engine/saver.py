@@ -6,10 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from bgetrain.distributed import from_first, gather_arrays, gather_objects
-from bgetrain.engine import commit
+from bgetrain.distributed import from_first, gather_objects
+from bgetrain.engine import checkpoint, commit
 from bgetrain.engine.checkpoint import RANDOM, Part
 from bgetrain.types import TrainState, World
 
@@ -22,7 +20,7 @@ class Pending(NamedTuple):
         best: it is the best so far.
         facts: for `state.json`, on rank 0.
         thread: of this rank's part.
-        outcome: receives the part, or what the disk said.
+        outcome: receives the part, or what the disk said, in words.
         began: seconds of the clock.
         stalled: seconds that training waited for it so far.
     """
@@ -31,7 +29,7 @@ class Pending(NamedTuple):
     best: bool
     facts: Mapping[str, Any]
     thread: threading.Thread
-    outcome: list[Part | OSError]
+    outcome: list[Part | str]
     began: float
     stalled: float
 
@@ -62,10 +60,12 @@ class Saver:
     ) -> None:
         self.folder, self.world, self.keep, self.overlap = folder, world, keep, overlap
         self.facts, self.warn = facts, warn
-        self.saved, self.saves, self.failures = first_step - 1, 0, 0
-        self.said = ""
+        self.saved, self.best = first_step - 1, checkpoint.named(folder, "best")
+        self.failures, self.said = 0, ""
         self.pending: Pending | None = None
-        self.done: dict[str, float] = {}
+        self.pruning: threading.Thread | None = None  # of old checkpoints, which a slow disk may take long over
+        self.new: dict[str, float] = {}
+        self.total: dict[str, float] = {}
 
     def save(self, state: Callable[[int], TrainState], step: int, progress: Mapping[str, Any], *, best: bool) -> None:
         """Takes a snapshot and lets a thread write it; one that is being written is waited for first.
@@ -82,76 +82,105 @@ class Saver:
         shared = {"step": step, "counters": held.counters, "scaler": held.scaler, **self.facts}
         facts = {**shared, "progress": gather_objects(progress, self.world)}
         random = {f"{RANDOM}{self.world.rank}/{name}": each for name, each in held.random.items()}
-        outcome: list[Part | OSError] = []
+        outcome: list[Part | str] = []
         thread = threading.Thread(target=self.write, args=(step, held.tensors | random, outcome), name="checkpoint", daemon=True)
         thread.start()
         self.pending = Pending(step, best, facts, thread, outcome, began, time.perf_counter() - began)
         if not self.overlap:
             self.wait()
 
-    def write(self, step: int, tensors: dict[str, Any], outcome: list[Part | OSError]) -> None:
+    def write(self, step: int, tensors: dict[str, Any], outcome: list[Part | str]) -> None:
         """What the thread does."""
         try:
             outcome.append(commit.write_part(self.folder, step, self.world.rank, self.world.size, tensors))
         except OSError as error:
-            outcome.append(error)
+            outcome.append(said(error))
+        except BaseException as error:  # nobody but this thread would know
+            outcome.append(f"{type(error).__name__}: {said(error)}")
+            raise
 
     def writing(self) -> bool:
         """Whether this rank's part is not yet written."""
         return self.pending is not None and self.pending.thread.is_alive()
 
     def wait(self) -> None:
-        """Returns when nothing is being written; all ranks call it."""
+        """Returns when nothing is being written or removed; all ranks call it."""
         if self.pending is not None:
             began = time.perf_counter()
             self.pending.thread.join()
             self.pending = self.pending._replace(stalled=self.pending.stalled + time.perf_counter() - began)
             self.settle()
+        if self.pruning is not None:
+            self.pruning.join()
+            self.pruning = None
 
     def settle(self) -> None:
         """Makes the checkpoint whole, which all ranks have written, or gives it up where one of them could not."""
         pending, self.pending = self.pending, None
         if pending is None:
             return
+        began = time.perf_counter()
         pending.thread.join()
-        own = pending.outcome[0] if pending.outcome else OSError("the thread that wrote it has died")
-        row = np.zeros((1, 41), np.uint8)  # 1: failed; 8: size; 32: checksum
-        if isinstance(own, OSError):
-            row[0, 0] = 1
-        else:
-            row[0, 1:9] = np.array([own.size], np.int64).view(np.uint8)
-            row[0, 9:] = np.frombuffer(bytes.fromhex(own.digest), np.uint8)
-        found = gather_arrays(row, self.world)
-        parts = [Part(int(each[1:9].copy().view(np.int64)[0]), each[9:].tobytes().hex()) for each in found]
-        failed = np.flatnonzero(found[:, 0]).tolist()
-        error = own if isinstance(own, OSError) else None
-        speaker = failed[0] if failed else 0
-        if not failed:
-            error = from_first(self.commit(pending, parts) if self.world.rank == 0 else None, self.world)
-        if error is None and not failed:
-            self.saved, self.saves = pending.step, self.saves + 1
-            seconds, size = time.perf_counter() - pending.began, sum(part.size for part in parts)
-            self.done = {"save_seconds": seconds, "save_stall_seconds": pending.stalled, "save_gb": size / 1e9}
-            return
-        self.failures += 1
-        if self.world.rank == 0:
-            commit.give_up(self.folder, pending.step)
-        self.said = gather_objects(said(error), self.world)[speaker]
-        if self.world.rank == speaker:
-            before = f"that of step {self.saved:,} stays" if self.saved else "there is none before it"
-            self.warn(f"the checkpoint of step {pending.step:,} could not be saved in {self.folder} ({self.said}); {before}")
+        outcomes = gather_objects(pending.outcome[0], self.world)
+        parts = [each for each in outcomes if isinstance(each, Part)]
+        faults = {rank: each for rank, each in enumerate(outcomes) if isinstance(each, str)}
+        if not faults:
+            fault = from_first(self.commit(pending, parts) if self.world.rank == 0 else None, self.world)
+            faults = {0: fault} if fault is not None else {}
+        if faults:
+            return self.give_up(pending.step, *next(iter(faults.items())))
+        self.saved = pending.step
+        self.best = pending.step if pending.best else self.best
+        ended = time.perf_counter()
+        figures = {"seconds": ended - pending.began, "stall_seconds": pending.stalled + ended - began}
+        self.count(figures | {"gb": sum(part.size for part in parts) / 1e9, "count": 1.0})
 
-    def commit(self, pending: Pending, parts: list[Part]) -> OSError | None:
+    def give_up(self, step: int, rank: int, fault: str) -> None:
+        """Goes on without a checkpoint that `rank` could not write, which says so."""
+        self.failures, self.said = self.failures + 1, fault
+        if self.world.rank == 0:
+            commit.give_up(self.folder, step)
+        if self.world.rank == rank:
+            there = self.saved and checkpoint.place_of(self.folder, self.saved).is_dir()
+            before = f"that of step {self.saved:,} stays" if there else "there is none before it"
+            self.warn(f"the checkpoint of step {step:,} could not be saved in {self.folder} ({fault}); {before}")
+
+    def commit(self, pending: Pending, parts: list[Part]) -> str | None:
         try:
-            commit.commit(self.folder, pending.facts, parts, keep=self.keep, best=pending.best)
+            commit.commit(self.folder, pending.facts, parts, best=pending.best)
         except OSError as error:
-            return error
+            return said(error)
+        keep = (self.folder, pending.step, self.keep)
+        self.pruning = threading.Thread(target=commit.prune, args=keep, name="pruning", daemon=True)
+        self.pruning.start()
         return None
 
+    def mark_best(self, step: int) -> None:
+        """Keeps the checkpoint of `step`, which has just been saved, as the best; all ranks call it."""
+        self.wait()
+        if self.saved != step:
+            return  # what is said of it has been said
+        fault = None
+        if self.world.rank == 0:
+            try:
+                checkpoint.point(self.folder, "best", step)
+            except OSError as error:
+                fault = said(error)
+        fault = from_first(fault, self.world)
+        if fault is None:
+            self.best = step
+        elif self.world.rank == 0:
+            self.warn(f"{self.folder / 'best'} could not be moved to step {step:,} ({fault})")
+
+    def count(self, figures: dict[str, float]) -> None:
+        for held in (self.new, self.total):
+            for name, value in figures.items():
+                held[f"save_{name}"] = held.get(f"save_{name}", 0.0) + value
+
     def figures(self) -> dict[str, float]:
-        """Of the checkpoint that was finished since the last call: seconds in all, those that training waited, and size."""
-        done, self.done = self.done, {}
-        return done
+        """Of the checkpoints finished since the last call, together: seconds in all, those that training waited, size, count."""
+        new, self.new = self.new, {}
+        return new
 
     def told(self, step: int) -> str:
         """Where the run stands, for who has stopped it.
@@ -166,6 +195,6 @@ class Saver:
         return f"could not be saved ({self.said}); that of step {self.saved} stays in {self.folder}"
 
 
-def said(error: OSError | None) -> str:
+def said(error: BaseException) -> str:
     """What the disk said, in one line."""
-    return " ".join(str((error and error.strerror) or error or "").split())
+    return " ".join(str(getattr(error, "strerror", None) or error).split())

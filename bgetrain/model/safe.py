@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+ATTENTION = ("attn_implementation", "_attn_implementation")  # of a config, which may name a kernel on a hub
+
 
 def check_safe(path: str, key: str, *, trust_remote_code: bool) -> None:
     """Refuses a folder whose code would be run, or whose weights are pickled; the hub's are left to transformers.
@@ -15,6 +17,10 @@ def check_safe(path: str, key: str, *, trust_remote_code: bool) -> None:
         return
     if not trust_remote_code:
         check_code(folder, key, "config.json")
+    for index in folder.glob("*.index.json"):
+        outside = [name for name in named_files(index) if Path(name).name != name]
+        if outside:
+            raise ValueError(f"{key}={path}: {index.name} names {outside[0]!r}, which is outside of the folder: not loaded")
     pickled = sorted(each.name for each in folder.glob("pytorch_model*.bin"))
     if pickled and not any(folder.glob("*.safetensors")):
         convert = (
@@ -27,6 +33,14 @@ def check_safe(path: str, key: str, *, trust_remote_code: bool) -> None:
         )
 
 
+def named_files(index: Path) -> list[str]:
+    """The files that an index of weights names."""
+    try:
+        return sorted({str(each) for each in json.loads(index.read_text("utf8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # said by whoever loads it
+        return []
+
+
 def check_code(folder: Path, key: str, name: str) -> None:
     """Refuses a folder whose `name` asks for code of its own, which transformers would run, or leave out without a word.
 
@@ -37,6 +51,9 @@ def check_code(folder: Path, key: str, name: str) -> None:
         facts = json.loads((folder / name).read_text("utf8"))
     except (OSError, ValueError):  # said by whoever loads it
         return
+    attention = [str(facts.get(name)) for name in ATTENTION] if isinstance(facts, dict) else []
+    if any("/" in each for each in attention):
+        raise ValueError(f"{key}={folder}: {name} asks for attention from a hub, {min(attention)!r}, which is code: take it out")
     if isinstance(facts, dict) and facts.get("auto_map"):
         raise ValueError(
             f"{key}={folder}: {name} asks for code of its own (auto_map), which is not run: set model.trust_remote_code=true if "

@@ -16,7 +16,6 @@ from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
 from bgetrain.engine.best import Scoring
-from bgetrain.engine.commit import disk_errors
 from bgetrain.engine.course import Course
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.guard import Guard
@@ -24,13 +23,14 @@ from bgetrain.engine.loop import fit
 from bgetrain.engine.saver import Saver
 from bgetrain.engine.window import Counts
 from bgetrain.logger import console
-from bgetrain.model import folder, lora
 from bgetrain.model.body import Body, load_tokenizer
 from bgetrain.sources import Source, Texts
 from bgetrain.target import call
 from bgetrain.types import LossOutput, World
 
 Config = Mapping[str, Any]
+MISSING = "/nonexistent"
+MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json")  # that decide what a model is
 T = TypeVar("T")
 
 
@@ -47,7 +47,7 @@ def source(cfg: Config, world: World) -> Source:
             raise
         raise ValueError(f"rank {world.rank} ({socket.gethostname()}): {error}, though rank 0 can open it") from error
     if world.rank == 0:
-        output.add_fingerprints(cfg["output_dir"], fingerprint(opened.files), cfg["resume"])
+        output.add_fingerprints(cfg["output_dir"], "data", fingerprint(opened.files), cfg["resume"])
     return opened
 
 
@@ -75,6 +75,10 @@ def body(cfg: Config, opened: Source, world: World, *, masked_lm: bool) -> Body:
     Raises:
         ValueError: there is none, or it has fewer positions than the data wants.
     """
+    path = Path(str(cfg["model"].get("path") or MISSING)).expanduser()
+    if "save_every" in cfg and world.rank == 0 and path.is_dir():  # what a run has begun to train it must find again
+        files = sorted(str(each) for kind in MODEL_FILES for each in path.glob(kind))
+        output.add_fingerprints(cfg["output_dir"], "model", fingerprint(files), cfg["resume"])
     made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, cfg, opened))
     least = made.tokenizer.num_special_tokens_to_add() + 1
     for name, one in ((part.name, part.source) for part in opened.mix.parts) if opened.mix else (("", opened),):
@@ -163,7 +167,11 @@ def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
         ValueError: there are checkpoints and none is whole, or they are of another model or optimizer.
     """
     world, checkpoints = running.world, Path(cfg["output_dir"]) / "checkpoints"
-    step = distributed.from_first(checkpoint.newest_whole(checkpoints, console.say) if world.rank == 0 else 0, world)
+    step = 0
+    if world.rank == 0:
+        step = checkpoint.newest_whole(checkpoints, console.say)
+        checkpoint.point_best(checkpoints, step)
+    step = distributed.from_first(step, world)
     if step:
         running.load(checkpoint.load(checkpoints, step, world.rank, world.size), probe)
     return step + 1
@@ -220,50 +228,6 @@ def train(
         course=course,
         world=world,
     )
-
-
-def save_model(cfg: Config, running: Engine, made: Body, prefix: str, opened: Source, world: World) -> None:
-    """Writes `model/`, and `adapter/` where adapters were trained; all ranks call it, rank 0 writes."""
-    write_weights(cfg, weights_to_keep(cfg, running), made, prefix, opened, world)
-
-
-def weights_to_keep(cfg: Config, running: Engine) -> dict[str, Tensor]:
-    """What `model/` gets, as `Engine.weights` has it: the best step's weights where steps were compared, else the last ones."""
-    if cfg["evaluate"]["every"] is not None and cfg["evaluate"]["model"] == "best":
-        checkpoints = Path(cfg["output_dir"]) / "checkpoints"
-        found = checkpoint.best_step(checkpoints, console.say) if running.world.rank == 0 else 0
-        step = distributed.from_first(found, running.world)
-        if step:
-            return checkpoint.weights(checkpoints, step)
-    return running.weights()
-
-
-def write_weights(cfg: Config, trained: dict[str, Tensor], made: Body, prefix: str, opened: Source, world: World) -> None:
-    """As `save_model`, with the weights that `Engine.weights` gave."""
-    weights = {name.removeprefix(prefix): each for name, each in trained.items() if name.startswith(prefix)}
-    if made.adapters and world.rank == 0:
-        lora.save(Path(cfg["output_dir"]) / "adapter", made.adapters, weights)
-        weights = lora.merged(made.adapters, weights)
-    write_model(cfg, made, {**weights, **made.unused}, opened, world)
-
-
-def write_model(cfg: Config, made: Body, weights: dict[str, Tensor], opened: Source, world: World) -> None:
-    if world.rank == 0:
-        path = Path(cfg["output_dir"]) / "model"
-        try:
-            with disk_errors():
-                folder.save(
-                    path,
-                    made.backbone,
-                    weights,
-                    made.tokenizer,
-                    pooling=made.pooling,
-                    max_len=opened.passage_max_len,
-                    query_instruction=opened.query_instruction,
-                )
-        except OSError as error:
-            raise ValueError(f"{path} could not be written ({error}): make room there, and the same command goes on") from error
-    distributed.barrier(world)
 
 
 def on_device(tensor: Tensor | None, world: World) -> Tensor | None:

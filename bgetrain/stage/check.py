@@ -43,7 +43,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         )
     folder = Path(cfg["output_dir"])
     open_source = partial(call, cfg["data"])
-    output.add_fingerprints(cfg["output_dir"], fingerprint(open_source().files), cfg["resume"])
+    output.add_fingerprints(cfg["output_dir"], "data", fingerprint(open_source().files), cfg["resume"])
     name = cfg["model"].get("tokenizer") or cfg["model"].get("path")
     trust = {"trust_remote_code": cfg["model"].get("trust_remote_code", False)}
     if name:

@@ -14,7 +14,7 @@ from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, inverse, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.window import Counts
-from bgetrain.stage import build, embed, preflight, supply, validation
+from bgetrain.stage import build, embed, preflight, results, supply, validation
 from bgetrain.target import call
 from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World
 
@@ -73,7 +73,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     del first, texts, trial
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
-    build.save_model(cfg, engine, body, "backbone.", source, world)
+    results.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": int(figures["steps"]), "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
 
 

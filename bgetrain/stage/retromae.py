@@ -15,7 +15,7 @@ from bgetrain.model import decoder_folder
 from bgetrain.model.body import Body
 from bgetrain.model.dropout import replace_dropout
 from bgetrain.model.retromae import RetroMAE
-from bgetrain.stage import build, masked, preflight, supply, validation
+from bgetrain.stage import build, masked, preflight, results, supply, validation
 from bgetrain.target import call
 from bgetrain.types import Objective, World
 
@@ -145,8 +145,8 @@ def lengths_told(cfg: Mapping[str, Any], full: torch.Tensor) -> dict[str, str]:
 
 def save(cfg: Mapping[str, Any], trained: masked.Trained, body: Body, source: Any, world: World) -> None:
     """Writes `model/` and, where there is a decoder, `decoder/`; all ranks call it."""
-    weights = build.weights_to_keep(cfg, trained.engine)
-    build.write_weights(cfg, weights, body, "lm.", source, world)
+    weights = results.weights_to_keep(cfg, trained.engine)
+    results.write_weights(cfg, weights, body, "lm.", source, world)
     own = {name.removeprefix("decoder."): each for name, each in weights.items() if name.startswith("decoder.")}
     decoder, query = trained.engine.core.module.decoder, trained.objective.query
     if query is not None and world.rank == 0:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from bgetrain import distributed
-from bgetrain.stage import build
+from bgetrain.stage import build, results
 from bgetrain.types import World
 
 
@@ -22,5 +22,5 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     source = build.source(cfg, world)
     body = distributed.after_first(world, lambda: build.body(cfg, source, world, masked_lm=True))
     build.tell(source.texts() if source.texts else None, world)
-    build.write_model(cfg, body, body.backbone.state_dict(), source, world)
+    results.write_model(cfg, body, body.backbone.state_dict(), source, world)
     return {"vocabulary": len(body.tokenizer), "parameters": body.backbone.num_parameters()}

@@ -1,6 +1,7 @@
 """The launcher, with small scripts as ranks; none imports torch."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -74,7 +75,9 @@ def test_statuses_of_ranks_combine(statuses, whole):
 
 def test_a_rank_killed_by_a_signal_is_a_crash_that_says_so(capfd):
     assert launch("os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)") == 1
-    assert capfd.readouterr().err == "rank 1 was ended by SIGKILL: the same command goes on from what was saved\n"
+    said = capfd.readouterr().err
+    known = rf"bgetrain: rank 1 \({re.escape(socket.gethostname())}, pid \d+\) was ended by SIGKILL: "
+    assert re.fullmatch(known + r"the same command goes on from what was saved\n", said)
 
 
 def test_a_rank_knows_that_another_has_said_why_the_run_ends(capfd):

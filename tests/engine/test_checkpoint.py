@@ -21,9 +21,15 @@ def tensors(step: int) -> list[dict[str, torch.Tensor]]:
 
 
 def save(folder: Path, step: int, *, keep: int = 2, best: bool = False) -> None:
-    facts = {"step": step, "counters": {"step": float(step)}, "scaler": None, "progress": [{"rank": 0}, {"rank": 1}]}
+    facts = {
+        "step": step,
+        "counters": {"step": float(step)},
+        "scaler": None,
+        "progress": [{"rank": 0, "best": {"step": step if best else 0}}, {"rank": 1}],
+    }
     parts = [commit.write_part(folder, step, rank, 2, each) for rank, each in enumerate(tensors(step))]
-    commit.commit(folder, facts, parts, keep=keep, best=best)
+    commit.commit(folder, facts, parts, best=best)
+    commit.prune(folder, step, keep)
 
 
 def resumed(folder: Path) -> tuple[int, list[str]]:
@@ -39,7 +45,7 @@ def test_what_all_ranks_saved_each_rank_loads_and_its_own_random_state_where_the
     expected = {name: each for part in tensors(3) for name, each in part.items() if not name.startswith("random")}
     torch.testing.assert_close(loaded.tensors, expected, rtol=0, atol=0)
     assert {name: each.tolist() for name, each in loaded.random.items()} == random
-    assert checkpoint.progress(tmp_path, 3) == [{"rank": 0}, {"rank": 1}]
+    assert checkpoint.progress(tmp_path, 3) == [{"rank": 0, "best": {"step": 0}}, {"rank": 1}]
 
 
 def test_parts_are_disjoint_whole_and_about_equally_large():
@@ -121,7 +127,7 @@ def test_each_file_is_synced_before_the_rename_and_latest_moves_last(tmp_path, m
 def test_parts_that_this_machine_does_not_see_are_refused(tmp_path):
     part = commit.write_part(tmp_path, 4, 0, 2, tensors(4)[0])
     with pytest.raises(OSError, match=r"part_1_of_2\.safetensors is not as rank 1 wrote it: output_dir must be the same folder"):
-        commit.commit(tmp_path, {"step": 4}, [part, part], keep=2, best=False)
+        commit.commit(tmp_path, {"step": 4}, [part, part], best=False)
     assert checkpoint.steps(tmp_path) == []
 
 
@@ -210,3 +216,40 @@ def test_another_format_is_no_damage_that_could_be_read(tmp_path):
     (tmp_path / "step_1" / "state.json").write_text(json.dumps(facts | {"digest": checkpoint.digest(facts)}))
     with pytest.raises(DamageError, match="has format 99, this version of bgetrain reads 1"):
         checkpoint.check(tmp_path / "step_1")
+
+
+def test_a_kill_between_the_two_pointers_does_not_part_best_from_what_the_run_knows(tmp_path):
+    save(tmp_path, 10, best=True)
+    save(tmp_path, 20, best=True)
+    (tmp_path / "best").write_text("step_10")  # as it is before the second pointer has moved
+    assert resumed(tmp_path) == (20, [])
+    checkpoint.point_best(tmp_path, 20)
+    assert checkpoint.named(tmp_path, "best") == 20
+
+
+def test_a_kill_between_the_renames_of_a_replacement_loses_nothing(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / "step_10").rename(tmp_path / ".step_10.old")
+    (tmp_path / ".step_10.part").mkdir()
+    assert resumed(tmp_path) == (10, [])
+
+
+def test_a_replacement_that_the_disk_refuses_leaves_what_was_there(tmp_path, monkeypatch):
+    save(tmp_path, 10)
+    plain = Path.rename
+
+    def refusing(self, target):
+        if self.name == ".step_10.part":
+            raise OSError(28, "No space left on device")
+        return plain(self, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
+    with pytest.raises(OSError, match="No space left"):
+        save(tmp_path, 10)
+    assert resumed(tmp_path) == (10, [])
+
+
+def test_a_part_can_be_read_by_whom_the_folder_admits(tmp_path):
+    tmp_path.chmod(0o755)
+    save(tmp_path, 1)
+    assert (tmp_path / "step_1" / "part_0_of_2.safetensors").stat().st_mode & 0o777 == 0o644

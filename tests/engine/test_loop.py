@@ -98,7 +98,8 @@ def test_figures_are_means_over_the_steps_since_the_last_line(tmp_path):
     assert all(line["memory_gb"] == pytest.approx(own, rel=0.1) for line in lines.values())
     assert all(line["tokens_per_second"] == pytest.approx(5 * line["queries_per_second"]) for line in lines.values())
     assert [line["epoch"] for line in lines.values()] == [0.1, 0.4, 0.8, 1.0]
-    assert last == {**lines[10], "steps": 10.0}
+    assert {name: last[name] for name in lines[10]} == lines[10]
+    assert (last["steps"], last["save_count"]) == (10.0, 1.0)
 
 
 def test_held_out_figures_come_every_score_every_steps_and_at_the_end_and_cost_no_throughput(tmp_path):
@@ -308,12 +309,61 @@ def test_the_best_step_stays_and_training_ends_when_patience_has_run_out(tmp_pat
     engine = Counter()
     again = fit(tmp_path, engine, total_steps=100, scoring=scoring, first_step=11)  # killed before its model was written
     assert engine.updates == 0
-    assert again == last
+    assert all(again[name] == value for name, value in last.items() if not name.startswith("save_"))
+
+
+def test_a_run_that_is_killed_while_it_scores_has_saved_the_step_and_scores_again(tmp_path):
+    killed = [True]
+
+    def score():
+        assert latest(tmp_path) == 4
+        if killed[0]:
+            raise KeyboardInterrupt
+        return {"held_out_loss": 1.0}
+
+    scoring, lines = Scoring(score, 4, "held_out_loss", None), []
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path, Counter(), total_steps=6, save_every=4, scoring=scoring, log=lambda step, metrics: lines.append(step))
+    killed[0] = False
+    assert lines == [1]
+    scoring = scoring._replace(score=lambda: {"held_out_loss": 1.0})
+    last = fit(
+        tmp_path,
+        Counter(),
+        total_steps=6,
+        save_every=4,
+        scoring=scoring,
+        first_step=5,
+        log=lambda step, metrics: lines.append(step),
+    )
+    assert lines == [1, 4, 6]
+    assert last["best_step"] == 4.0
+    assert checkpoint.named(tmp_path / "checkpoints", "best") == 4
+
+
+def test_a_best_step_that_could_not_be_saved_is_told_and_not_claimed(tmp_path, monkeypatch):
+    from bgetrain.engine import commit
+
+    plain, said = commit.write_part, []
+
+    def write(folder, step, *arguments):
+        if step == 4:
+            raise OSError(28, "No space left on device")
+        return plain(folder, step, *arguments)
+
+    monkeypatch.setattr(commit, "write_part", write)
+    figures = iter([2.0, 1.0, 3.0])
+    scoring = Scoring(lambda: {"held_out_loss": next(figures)}, 2, "held_out_loss", None)
+    last = fit(tmp_path, Counter(), total_steps=6, scoring=scoring, warn=said.append)
+    assert last["best_step"] == 2.0
+    assert said[-1] == (
+        "the checkpoint of step 4, the best by held_out_loss, could not be saved; that of step 2 is the best that there is"
+    )
 
 
 def test_more_is_better_but_for_losses():
     figures = [0.3, 0.5, 0.4]
-    for metric, expected in (("ndcg@10", 2), ("held_out_loss", 1)):
+    for metric, expected in (("ndcg@10", 2), ("held_out_loss", 1), ("held_out_loss/a", 1), ("held_out_accuracy/lossless", 2)):
         best = Best(Scoring(dict, 1, metric, None), {})
         for step, value in enumerate(figures, 1):
             best.add(step, {metric: value})

@@ -171,7 +171,7 @@ def load_others(world, model: Path, data: Path, output: Path) -> list[str]:
         folder = output / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         part = commit.write_part(folder, 1, 0, 1, weights | moments)
-        commit.commit(folder, {"step": 1, "counters": {}, "scaler": None, "progress": []}, [part], keep=2, best=False)
+        commit.commit(folder, {"step": 1, "counters": {}, "scaler": None, "progress": []}, [part], best=False)
         try:
             build.resumed(cfg, engine, lambda engine=engine: engine.forward(torch.ones(1, 2)).sum())
         except ValueError as error:

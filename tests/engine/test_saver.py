@@ -147,6 +147,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(found):
         assert figures
         assert all(line["save_seconds"] >= 0.3 > line["save_stall_seconds"] > 0 for line in figures[:1])
         assert figures[0]["save_gb"] == pytest.approx(2 * 100e-9, abs=100e-9)  # two tensors of 16 bytes, headers
+    for last in (each["overlapping"]["last"] for each in found[1]):  # the last save comes after the last line
+        assert last["save_count"] == 3
+        assert last["save_seconds"] >= 3 * 0.3
 
 
 def test_without_overlap_training_waits(found):

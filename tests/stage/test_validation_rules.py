@@ -89,20 +89,20 @@ CHOICES = [(None, "best", "", 7.0), (5, "last", "", 7.0), (5, "best", "", 3.0), 
 @pytest.mark.parametrize(("every", "kept", "damaged", "expected"), CHOICES)
 def test_the_model_gets_the_best_steps_weights_where_there_is_one(every, kept, damaged, expected, tmp_path, capfd):
     from bgetrain.engine import commit
-    from bgetrain.stage import build
+    from bgetrain.stage import results
     from bgetrain.types import World
 
     folder = tmp_path / "checkpoints"
     folder.mkdir()
     for step in (3, 6, 7):
         part = commit.write_part(folder, step, 0, 1, {"weight": torch.tensor([float(step)])})
-        commit.commit(folder, {"step": step}, [part], keep=1, best=step == 3)
+        commit.commit(folder, {"step": step}, [part], best=step == 3)
     if damaged:
         (folder / "step_3" / damaged).unlink()
     now = {"weight": torch.tensor([7.0])}
     world = World(0, 1, 0, 1, torch.device("cpu"))
     engine: Any = type("Running", (), {"weights": staticmethod(lambda: now), "world": world})
-    found = build.weights_to_keep({"evaluate": {"every": every, "model": kept}, "output_dir": str(tmp_path)}, engine)
+    found = results.weights_to_keep({"evaluate": {"every": every, "model": kept}, "output_dir": str(tmp_path)}, engine)
     assert found["weight"].item() == expected
     assert ("the last weights are kept instead" in capfd.readouterr().err) == bool(damaged)
 
