@@ -43,8 +43,8 @@ def run(world, asked: list[str], kind: str) -> tuple[bool, list[dict[str, float]
         return output, counts
 
     def backward(self, loss, *, last):
-        if step_now[0] == POISONED and world.rank == 1:  # a loss that is nan, or a gradient that overflows
-            loss = loss * torch.nan if kind == "loss" else Overflowing.apply(loss)
+        if step_now[0] == POISONED and world.rank == 1:  # an infinite loss of a finite gradient, or a gradient that overflows
+            loss = loss + torch.inf if kind == "loss" else Overflowing.apply(loss)
         plain_backward(self, loss, last=last)
 
     class Overflowing(torch.autograd.Function):
