@@ -112,13 +112,13 @@ def masked(cfg: Any, key: str = "") -> Any:
         cfg: plain; not changed.
         key: under which it stands.
     """
+    secret = re.split(r"[._-]", key.lower())[-1] in SECRET_WORDS
+    if secret and cfg not in (None, "", "???", {}, []) and not isinstance(cfg, bool):
+        return HIDDEN
     if isinstance(cfg, Mapping):
         return {name: masked(value, str(name)) for name, value in cfg.items()}
     if isinstance(cfg, list | tuple):
         return [masked(each, key) for each in cfg]
-    secret = re.split(r"[._-]", key.lower())[-1] in SECRET_WORDS
-    if secret and cfg not in (None, "", "???") and not isinstance(cfg, bool):
-        return HIDDEN
     return masked_text(cfg) if isinstance(cfg, str) else cfg
 
 

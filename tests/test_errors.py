@@ -53,6 +53,7 @@ MISTAKES = [
     ("stage=finetune +engine.train_batch_size=7", "engine.train_batch_size is set by bgetrain: use global_batch"),
     ("stage=finetune stage.name=x", "stage.name cannot be set"),
     ("stage=finetune hydra.run.dir=x", "hydra.run.dir has no effect"),
+    ("stage=finetune +data@hydra.callbacks=synthetic", "data has no effect"),
     # options
     ("stage=fintune", "conf/stage has no option 'fintune'; did you mean finetune?"),
     ("stage=", "valid: check, doctor, evaluate, filter, finetune, mine, pairs, retromae, tokenizer"),

@@ -153,6 +153,7 @@ def test_yaml_that_would_make_objects_is_one_line(text, tmp_path, capfd, monkeyp
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 MASKED = [
+    ({"db": {"passwd": "x", "credentials": {"a": "b"}}}, {"db": {"passwd": "***", "credentials": "***"}}),
     ({"api_key": "x"}, {"api_key": "***"}),
     ({"a": [{"hub_token": "x"}, {"Secret": 3}]}, {"a": [{"hub_token": "***"}, {"Secret": "***"}]}),
     ({"password": None, "key": "", "token": True}, {"password": None, "key": "", "token": True}),

@@ -51,9 +51,10 @@ def check_code(folder: Path, key: str, name: str) -> None:
         facts = json.loads((folder / name).read_text("utf8"))
     except (OSError, ValueError):  # said by whoever loads it
         return
-    attention = [str(facts.get(name)) for name in ATTENTION] if isinstance(facts, dict) else []
-    if any("/" in each for each in attention):
-        raise ValueError(f"{key}={folder}: {name} asks for attention from a hub, {min(attention)!r}, which is code: take it out")
+    named = [str(facts.get(each)) for each in ATTENTION] if isinstance(facts, dict) else []
+    kernels = [each for each in named if "/" in each]
+    if kernels:
+        raise ValueError(f"{key}={folder}: {name} asks for attention from a hub, {kernels[0]!r}, which is code: take it out")
     if isinstance(facts, dict) and facts.get("auto_map"):
         raise ValueError(
             f"{key}={folder}: {name} asks for code of its own (auto_map), which is not run: set model.trust_remote_code=true if "

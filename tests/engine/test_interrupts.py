@@ -40,6 +40,16 @@ def test_the_first_signal_is_heard_and_the_second_ends_a_process_whose_main_thre
     assert process.wait(20) == -number  # it would sleep for 60 s
 
 
+def test_one_signal_that_comes_twice_in_a_moment_is_one():
+    """As `timeout` sends it, to its child and then to the group of it."""
+    script = "with interrupts.asked_to_stop():\n    print('ready', flush=True)\n    time.sleep(1)\nsys.exit(75)\n"
+    process = started(script)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.01)
+    assert process.wait(20) == 75
+
+
 def test_a_second_signal_of_another_kind_ends_the_process_as_well():
     process = started("with interrupts.asked_to_stop():\n    print('ready', flush=True)\n    blocked()\n")
     process.send_signal(signal.SIGUSR1)

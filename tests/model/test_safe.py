@@ -126,3 +126,14 @@ def test_the_command_line_says_it_in_one_line(folder, tmp_path, monkeypatch, cap
     assert said.startswith(f"bgetrain: model.path={folder}: config.json asks for code of its own")
     assert said.count("\n") == 1
     assert not mark.exists()
+
+
+def test_weights_outside_of_the_folder_and_attention_from_a_hub_are_refused(folder):
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"a": "../other/model.safetensors"}}))
+    with pytest.raises(ValueError, match=r"names '\.\./other/model\.safetensors', which is outside of the folder"):
+        body.pretrained(str(folder), **LOAD)
+    index.unlink()
+    add(folder / "config.json", attn_implementation="somebody/kernel")
+    with pytest.raises(ValueError, match=r"attention from a hub, 'somebody/kernel', which is code"):
+        body.pretrained(str(folder), **LOAD)
