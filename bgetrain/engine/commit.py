@@ -116,8 +116,8 @@ def give_up(folder: Path, step: int) -> None:
 
 def prune(folder: Path, step: int, keep: int) -> None:
     """Leaves the `keep` newest checkpoints up to `step` and the best; later ones are of a run that was given up."""
-    kept = {*[each for each in steps(folder) if each <= step][-keep:], named(folder, "best")}
-    for old in set(steps(folder)) - kept:
-        shutil.rmtree(place_of(folder, old), ignore_errors=True)
-    for leftover in folder.glob(".step_*"):  # of a run that was killed while it wrote
-        shutil.rmtree(leftover, ignore_errors=True)
+    with contextlib.suppress(OSError):  # what cannot be removed stays
+        kept = {*[each for each in steps(folder) if each <= step][-keep:], named(folder, "best")}
+        leftovers = folder.glob(".step_*")  # of a run that was killed while it wrote
+        for old in [*leftovers, *(place_of(folder, each) for each in steps(folder) if each not in kept)]:
+            shutil.rmtree(old, ignore_errors=True)
