@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bgetrain import config, distributed, output
-from bgetrain.cluster import local
+from bgetrain.cluster import host
 from bgetrain.data import groups
 from bgetrain.engine.ahead import ahead
 from bgetrain.stage import build, contrastive, supply
@@ -39,7 +39,7 @@ def made_per_second(batch_at: Any, num_workers: int) -> float:
 def main(overrides: list[str]) -> None:
     """Measures both and prints them."""
     os.environ |= {"LOCAL_RANK": "0", "OMP_WAIT_POLICY": "passive"}
-    local.keep_memory()
+    host.keep_memory()
     cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     world = distributed.start(0, 1, 0, 1, 5.0)
     output.claim(cfg)

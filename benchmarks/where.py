@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from bgetrain import config, distributed, output
-from bgetrain.cluster import local
+from bgetrain.cluster import host
 from bgetrain.data import groups
 from bgetrain.engine import loop
 from bgetrain.engine.deepspeed import Engine
@@ -43,7 +43,7 @@ def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 def main(overrides: list[str]) -> None:
     """Runs the stage with timers around its parts."""
     os.environ |= {"LOCAL_RANK": "0", "OMP_WAIT_POLICY": "passive"}
-    local.keep_memory()
+    host.keep_memory()
     cfg: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     world = distributed.start(0, 1, 0, 1, 5.0)
     output.claim(cfg)

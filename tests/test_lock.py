@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bgetrain import cli, lock
+from bgetrain import cli, lock, owner
 
 HOLDER = "import sys, time; from bgetrain import lock\nwith lock.held(sys.argv[1]): print('held', flush=True); time.sleep(60)"
 
@@ -29,7 +29,7 @@ def holder(folder: Path) -> subprocess.Popen:
 def left(folder: Path, **changes) -> Path:
     """A lock that nobody holds any more, as a run of this process would have left it but for `changes`."""
     path = folder / ".lock"
-    path.write_text(json.dumps({**lock.this_process()._asdict(), **changes}))
+    path.write_text(json.dumps({**owner.this_process()._asdict(), **changes}))
     return path
 
 

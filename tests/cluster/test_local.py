@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from bgetrain.cluster import local
+from bgetrain.cluster import host, local
 
 LIMITS = {"timeout_minutes": 1.5, "heartbeat_seconds": 60}
 HEAD = """import os, signal, sys, time
@@ -209,7 +209,7 @@ def test_a_port_in_use_is_refused_in_one_line_before_a_rank_starts():
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"^cluster\.port={port} cannot be used \(Address already in use\): .*null"):
             local.launch(lambda place: 1, ["/nonexistent"], 2, **LIMITS, port=port)
-    assert local.claimed_port(port) == port
+    assert host.claimed_port(port) == port
 
 
 def test_a_port_beyond_65535_is_refused():
