@@ -285,3 +285,12 @@ def test_the_steps_of_a_recipe_each_take_the_lock_of_their_folder(tmp_path, monk
     assert cli.main([f"recipe={tmp_path}/two.yaml", f"output_dir={tmp_path}/out", "data.passage_max_len=64"]) == 0
     assert seen == [("a", True), ("b", True)]
     assert list(tmp_path.rglob(".lock")) == []
+
+
+def test_a_process_that_ends_itself_from_another_thread_leaves_no_lock(tmp_path):
+    script = (
+        "import sys, threading, time\nfrom bgetrain import lock\nfrom bgetrain.cluster.local import end_here\n"
+        "with lock.held(sys.argv[1]):\n    threading.Thread(target=end_here, args=(7,)).start()\n    time.sleep(60)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False, timeout=60).returncode == 7
+    assert not (tmp_path / lock.NAME).exists()

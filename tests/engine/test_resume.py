@@ -186,3 +186,34 @@ def test_a_checkpoint_of_another_model_or_optimizer_is_refused_in_one_line(spawn
     assert said[2].startswith(
         "the checkpoint of step 1 holds the optimizer states ['exp_avg'], but this optimizer has ['momentum_buffer']: use"
     )
+
+
+def begun_then_changed(world, model: Path, data: Path, output: Path) -> list[str]:
+    from bgetrain.sources import Source
+    from bgetrain.stage import results
+
+    cfg = configure(model, data, output, optim="sgd", dropout=0, zero=0, precision="fp32", threshold=0)
+    run(world, cfg, HALF)
+    said = []
+    (model / "config.json").write_text((model / "config.json").read_text() + " ")
+    try:
+        run(world, cfg, None)
+    except ValueError as error:
+        said.append(str(error))
+    made: Any = None
+    source: Source | None = None
+    (output / "config.yaml").unlink()  # as where the mount has gone, and the folder below it shows
+    try:
+        results.write_model(cfg, made, {}, source, world)
+    except ValueError as error:
+        said.append(str(error))
+    return said
+
+
+def test_a_model_that_changed_and_a_folder_that_has_gone_are_told(spawn, model_folder, beir_folder, tmp_path):
+    import shutil
+
+    model = shutil.copytree(model_folder, tmp_path / "model")
+    (said,) = spawn(1, begun_then_changed, model, beir_folder, tmp_path / "out")
+    assert said[0].startswith(f"{model}/config.json has changed since the run in output_dir={tmp_path}/out began: choose another")
+    assert said[1].startswith(f"output_dir={tmp_path}/out is no longer there: model/ is not written")
