@@ -22,7 +22,7 @@ ENVIRONMENT = ("WANDB_API_KEY", "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFA
 SHORTEST = 8  # letters of a secret: a shorter one would hide words that are none
 HIDDEN = "***"
 SECRET_WORDS = ("key", "apikey", "token", "secret", "password", "passwd", "credential", "credentials")
-NAMES = "apikey|token|secret|password|passwd|credentials?"
+NAMES = "|".join(SECRET_WORDS[1:])  # "key" alone is a word of many meanings in a line
 VALUE = r"""("[^"]*"|'[^']*'|[^\s'",;)}]+)"""
 IN_TEXT = (
     (re.compile(r"(?<=://)[^/\s@'\"]+(?=@)"), HIDDEN),  # https://user:password@host

@@ -1,5 +1,6 @@
 """Texts to ragged token ids, their cut into chunks, and a vocabulary for those who have none."""
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -56,6 +57,11 @@ def tokenize_words(tokenizer: Any, texts: Sequence[str], max_len: int) -> tuple[
         given = np.concatenate([word_numbers(each, special) for each in encoded])
         words.append(numbered(given, parts[-1].lengths.numpy()))
     return join(*parts) if parts else ragged([]), torch.from_numpy(np.concatenate(words))
+
+
+def contents(tokenizer: Any) -> dict[str, Any]:
+    """All that decides on the tokens of a text, without where texts are cut and padded, which changes with each use."""
+    return json.loads(tokenizer.backend_tokenizer.to_str()) | {"truncation": None, "padding": None}
 
 
 def special_ids(tokenizer: Any) -> np.ndarray:

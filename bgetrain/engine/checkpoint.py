@@ -219,9 +219,7 @@ def load(folder: Path, step: int, rank: int, size: int) -> TrainState:
     """
     place = place_of(folder, step)
     facts = read(place)
-    tensors: dict[str, Tensor] = {}
-    for name in facts["parts"]:
-        tensors |= load_file(place / name)
+    tensors = tensors_of(place, facts)
     mine, same = f"{RANDOM}{rank}/", len(facts["parts"]) == size
     random = {name.removeprefix(mine): each for name, each in tensors.items() if same and name.startswith(mine)}
     held = {name: each for name, each in tensors.items() if not name.startswith(RANDOM)}
@@ -243,7 +241,9 @@ def best_step(folder: Path, warn: Callable[[str], None]) -> int:
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
     """The parameters of a checkpoint that is whole, fp32, through memory maps."""
     place = place_of(folder, step)
-    tensors: dict[str, Tensor] = {}
-    for name in read(place)["parts"]:
-        tensors |= load_file(place / name)
-    return {name: each for name, each in tensors.items() if MOMENT not in name}
+    return {name: each for name, each in tensors_of(place, read(place)).items() if MOMENT not in name}
+
+
+def tensors_of(place: Path, facts: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What all parts of a checkpoint hold."""
+    return {name: each for part in facts["parts"] for name, each in load_file(place / part).items()}

@@ -11,6 +11,7 @@ import numpy as np
 from bgetrain import distributed
 from bgetrain.data.spans import FORMAT
 from bgetrain.data.texts import Tokens
+from bgetrain.data.tokenize import contents
 from bgetrain.sources import Part, Texts
 from bgetrain.stage import build, embed
 from bgetrain.target import call
@@ -48,15 +49,13 @@ def kept_in(cfg: build.Config, part: Part, texts: Texts, tokenizer: Any) -> Path
     import datasets
 
     sample = np.unique(np.linspace(0, len(texts) - 1, LOOKED_AT).astype(int)).tolist()
-    words = json.loads(tokenizer.backend_tokenizer.to_str())
-    words |= {"truncation": None, "padding": None}  # change with each use
     stamps = [(path, Path(path).stat().st_size, Path(path).stat().st_mtime_ns) for path in part.source.files]
     facts = [
         FORMAT,
         stamps,
         len(texts),
         texts.take(sample),
-        words,
+        contents(tokenizer),
         tokenizer.all_special_ids,
         part.source.passage_max_len,
         cfg["documents"],

@@ -1,7 +1,6 @@
 """Embeddings by a model as it is: of the corpus and queries of a stage, of a batch by a guide."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -139,11 +138,9 @@ def model_key(cfg: build.Config, made: Body, used: Encoder, world: World) -> str
     `chunk_tokens`, the device and its kernels are left out: they change the last digits alone, and a run that goes on with
     other chunks should find what it has done.
     """
-    inside = json.loads(made.tokenizer.backend_tokenizer.to_str())
-    inside |= {"truncation": None, "padding": None}  # set by whoever used it last
     config = made.backbone.config.to_dict()
     facts = {
-        "tokenizer": inside,
+        "tokenizer": tokens.contents(made.tokenizer),
         "truncation_side": made.tokenizer.truncation_side,
         "config": {name: value for name, value in config.items() if name not in UNRELATED and "drop" not in name},
         "pooling": made.pooling,

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bgetrain import distributed
 from bgetrain.data.files import fingerprint
-from bgetrain.data.tokenize import chunk
+from bgetrain.data.tokenize import chunk, contents
 from bgetrain.engine import diagnosis, exchange, memory, trial
 from bgetrain.engine.ahead import DEPTH
 from bgetrain.engine.deepspeed import Engine
@@ -29,7 +29,6 @@ from bgetrain.logger import console
 from bgetrain.stage import build, masked
 from bgetrain.types import Ragged, WordChunk, World
 
-KEEP = 2  # checkpoints that stay beside the best and the one being written
 PAGE = 4096  # bytes that a tensor in /dev/shm takes at the least
 EXTRA = re.compile(r";.*\bextra\b")  # of a requirement that no one need have
 FIGURES = ("collectives", "disk")  # findings whose figures stand in the announcement
@@ -150,7 +149,7 @@ def disk(cfg: build.Config, start: Start, world: World) -> Finding:
     folder = Path(cfg["output_dir"])
     saves = -(-len(start.steps) // cfg.get("save_every", 1))
     there = len(list((folder / "checkpoints").glob("step_*")))
-    count = max(min(1, saves), min(saves, cfg.get("keep", KEEP) + 2 - there))
+    count = max(min(1, saves), min(saves, cfg["keep"] + 2 - there))
     sizes = trial.checkpoint_bytes(start.running), count, trial.model_bytes(start.running)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())  # it may not be writable
     return diagnosis.disk(str(folder), shutil.disk_usage(place).free, quota(place), *sizes)
@@ -252,10 +251,8 @@ def prints(files: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Of all that decides on tokens; where texts are cut is set anew for each batch."""
-    inside: Mapping[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-    told = {name: value for name, value in inside.items() if name not in ("truncation", "padding")}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    """Of all that decides on tokens."""
+    return hashlib.sha256(json.dumps(contents(tokenizer), sort_keys=True).encode()).hexdigest()
 
 
 def embedded(running: Engine, text: Ragged, longest: int, chunk_tokens: int, pad_id: int | None, world: World) -> Tensor:

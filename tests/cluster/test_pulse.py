@@ -21,32 +21,28 @@ def collective(world) -> None:
     distributed.max_over_ranks(world.rank, world)
 
 
+def struck(world, rank: int, number: int) -> None:
+    """One rank is sent a signal between two collectives."""
+    collective(world)
+    if world.rank == rank:
+        os.kill(os.getpid(), number)
+    collective(world)
+
+
 def first_dies(cfg, world, log):
-    collective(world)
-    if world.rank == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    collective(world)
+    struck(world, 0, signal.SIGKILL)
 
 
 def second_dies(cfg, world, log):
-    collective(world)
-    if world.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    collective(world)
+    struck(world, 1, signal.SIGKILL)
 
 
 def first_freezes(cfg, world, log):
-    collective(world)
-    if world.rank == 0:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    collective(world)
+    struck(world, 0, signal.SIGSTOP)
 
 
 def second_freezes(cfg, world, log):
-    collective(world)
-    if world.rank == 1:
-        os.kill(os.getpid(), signal.SIGSTOP)
-    collective(world)
+    struck(world, 1, signal.SIGSTOP)
 
 
 def second_sleeps(cfg, world, log):
