@@ -7,7 +7,6 @@ from typing import Any
 from bgetrain.distributed import max_of_each
 from bgetrain.engine.ahead import ahead
 from bgetrain.engine.course import Course
-from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.interrupts import asked_to_stop
 from bgetrain.engine.window import Counts
 from bgetrain.progress import watched
@@ -15,30 +14,26 @@ from bgetrain.types import Interrupted, LossOutput, World
 
 
 def fit(
-    engine: Engine,
     batch_at: Callable[[int], Any],
     update: Callable[[int, Any], tuple[LossOutput, Counts]],
     *,
     first_step: int,
-    total_steps: int,
     schedule: Callable[[int, int], float],
     num_workers: int,
     course: Course,
     world: World,
 ) -> dict[str, float]:
-    """Trains from `first_step` to `total_steps`.
+    """Trains from `first_step` to the last step of its course.
 
     An interruption leaves no trace: a run that goes on logs the lines, and ends with the weights, of one that never stopped.
 
     Args:
-        engine: holds the module and its optimizer.
         batch_at: this rank's batch of a step, with `epoch`; called ahead of time.
         update: (step, batch) -> loss and counts; leaves the gradient in the engine.
         first_step: counted from 1; above 1 after a resume.
-        total_steps: the last step.
         schedule: (step, total_steps) -> factor of the peak learning rate.
         num_workers: processes that make batches ahead of time; 0: a thread does.
-        course: logs, scores and saves.
+        course: has the engine and the last step; logs, scores and saves.
         world: all ranks.
 
     Returns:
@@ -49,7 +44,7 @@ def fit(
         Interrupted: asked to stop; the step in hand is done and saved.
         ValueError: asked to stop, and nothing could be saved.
     """
-    step = first_step - 1
+    engine, total_steps, step = course.engine, course.total_steps, first_step - 1
     with watched(), asked_to_stop() as asked, ahead(batch_at, range(first_step, total_steps + 1), num_workers) as batches:
         course.pay(step)
         while step < total_steps and not course.best.exhausted():

@@ -29,7 +29,6 @@ from bgetrain.target import call
 from bgetrain.types import LossOutput, World
 
 Config = Mapping[str, Any]
-MISSING = "/nonexistent"
 MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json")  # that decide what a model is
 T = TypeVar("T")
 
@@ -75,9 +74,9 @@ def body(cfg: Config, opened: Source, world: World, *, masked_lm: bool) -> Body:
     Raises:
         ValueError: there is none, or it has fewer positions than the data wants.
     """
-    path = Path(str(cfg["model"].get("path") or MISSING)).expanduser()
-    if "save_every" in cfg and world.rank == 0 and path.is_dir():  # what a run has begun to train it must find again
-        files = sorted(str(each) for kind in MODEL_FILES for each in path.glob(kind))
+    path = cfg["model"].get("path")
+    files = sorted(str(each) for kind in MODEL_FILES for each in Path(path).expanduser().glob(kind)) if path else []
+    if files and "save_every" in cfg and world.rank == 0:  # what a run has begun to train it must find again
         output.add_fingerprints(cfg["output_dir"], "model", fingerprint(files), cfg["resume"])
     made: Body = call(cfg["model"], masked_lm=masked_lm, seed=cfg["seed"], vocabulary=partial(vocabulary, cfg, opened))
     least = made.tokenizer.num_special_tokens_to_add() + 1
@@ -218,11 +217,9 @@ def train(
         progress=progress,
     )
     return fit(
-        running,
         batch_at,
         update,
         first_step=steps.start,
-        total_steps=steps.stop - 1,
         schedule=schedule,
         num_workers=cfg["num_workers"],
         course=course,

@@ -65,7 +65,7 @@ def trained(world, zero: int, folder: Path, last: int, overflows: tuple[int, ...
         total_steps=last, world=world, progress=checkpoint.progress(checkpoints, done),
     )  # fmt: skip
     loop.fit(
-        engine, lambda step: Batch(step, 0.0), update, first_step=first, total_steps=last,
+        lambda step: Batch(step, 0.0), update, first_step=first,
         schedule=lambda step, total: 1 - step / 100, num_workers=0, course=course, world=world,
     )  # fmt: skip
     final = engine.state(last)

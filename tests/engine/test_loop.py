@@ -73,7 +73,7 @@ def fit(folder, engine, *, update=None, total_steps=10, first_step=1, log=None, 
         world=ALONE, progress=progress,
     )  # fmt: skip
     return loop.fit(
-        engine, lambda step: Batch(step, step / 10), update or plain, first_step=first_step, total_steps=total_steps,
+        lambda step: Batch(step, step / 10), update or plain, first_step=first_step,
         schedule=lambda step, total: step / total, num_workers=0, course=course, world=ALONE,
     )  # fmt: skip
 

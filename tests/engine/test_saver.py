@@ -74,7 +74,7 @@ def run(world, folder: Path, *, overlap: bool, total: int, every: int, stop: int
             progress=[],
         )  # fmt: skip
         last = loop.fit(
-            engine, lambda step: Batch(step, 0.0), update, first_step=1, total_steps=total, schedule=lambda *_: 1.0,
+            lambda step: Batch(step, 0.0), update, first_step=1, schedule=lambda *_: 1.0,
             num_workers=0, course=course, world=world,
         )  # fmt: skip
     except (Interrupted, ValueError) as error:
