@@ -1,5 +1,7 @@
 """What a training stage leaves: `model/`, and `adapter/` where adapters were trained."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
@@ -36,27 +38,39 @@ def write_weights(cfg: build.Config, trained: dict[str, Tensor], made: Body, pre
     """As `save_model`, with the weights that `Engine.weights` gave."""
     weights = {name.removeprefix(prefix): each for name, each in trained.items() if name.startswith(prefix)}
     if made.adapters and world.rank == 0:
-        lora.save(Path(cfg["output_dir"]) / "adapter", made.adapters, weights)
+        with written(cfg, "adapter") as path:
+            lora.save(path, made.adapters, weights)
         weights = lora.merged(made.adapters, weights)
     write_model(cfg, made, {**weights, **made.unused}, opened, world)
 
 
 def write_model(cfg: build.Config, made: Body, weights: dict[str, Tensor], opened: Source, world: World) -> None:
     if world.rank == 0:
-        path = Path(cfg["output_dir"]) / "model"
-        if not (path.parent / "config.yaml").exists():  # another place may show under its name, a mount's for one
-            raise ValueError(f"output_dir={path.parent} is no longer there: {path.name}/ is not written; bring it back and go on")
-        try:
-            with disk_errors():
-                folder.save(
-                    path,
-                    made.backbone,
-                    weights,
-                    made.tokenizer,
-                    pooling=made.pooling,
-                    max_len=opened.passage_max_len,
-                    query_instruction=opened.query_instruction,
-                )
-        except OSError as error:
-            raise ValueError(f"{path} could not be written ({error}): make room there, and the same command goes on") from error
+        with written(cfg, "model") as path:
+            folder.save(
+                path,
+                made.backbone,
+                weights,
+                made.tokenizer,
+                pooling=made.pooling,
+                max_len=opened.passage_max_len,
+                query_instruction=opened.query_instruction,
+            )
     distributed.barrier(world)
+
+
+@contextlib.contextmanager
+def written(cfg: build.Config, name: str) -> Iterator[Path]:
+    """Where a folder of the results is to be written.
+
+    Raises:
+        ValueError: the output folder is no longer there, or the disk refuses.
+    """
+    path = Path(cfg["output_dir"]) / name
+    if not (path.parent / "config.yaml").exists():  # another place may show under its name, a mount's for one
+        raise ValueError(f"output_dir={path.parent} is no longer there: {name}/ is not written; bring it back and go on")
+    try:
+        with disk_errors():
+            yield path
+    except OSError as error:
+        raise ValueError(f"{path} could not be written ({error}): make room there, and the same command goes on") from error

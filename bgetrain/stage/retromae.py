@@ -151,6 +151,6 @@ def save(cfg: Mapping[str, Any], trained: masked.Trained, body: Body, source: An
     decoder, query = trained.engine.core.module.decoder, trained.objective.query
     if query is not None and world.rank == 0:
         kind = body.backbone.config.model_type
-        folder = Path(cfg["output_dir"]) / "decoder"
-        decoder_folder.save(folder, own, query=query, model_type=kind, num_heads=decoder.num_heads)
+        with results.written(cfg, "decoder") as folder:
+            decoder_folder.save(folder, own, query=query, model_type=kind, num_heads=decoder.num_heads)
     distributed.barrier(world)
