@@ -12,7 +12,9 @@ import hydra
 from omegaconf import OmegaConf
 
 from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
-from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, end_here, is_first, say, told
+from bgetrain.cluster import srun
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, say, told
+from bgetrain.cluster.place import Command, Place
 from bgetrain.engine import interrupts
 from bgetrain.target import call, named
 
@@ -90,6 +92,7 @@ def answer(arguments: list[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a recipe or a stage; returns the exit status."""
+    srun.adopt()
     if any(each.startswith("recipe=") for each in arguments):
         return recipe.run(arguments, run_stage)
     return run_stage(arguments)
@@ -157,7 +160,11 @@ def run_stage(arguments: Sequence[str]) -> int:
     Raises:
         ValueError: a fault in the config, seen before anything is started.
     """
+    arguments, dry_run = without_dry_run(arguments)
     cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    if cfg["stage"].get("answers"):
+        named(cfg["stage"]["_target_"])(cfg)
+        return 0
     cfg["output_dir"] = os.path.expanduser(cfg["output_dir"])
 
     def on_this_rank(place: Place) -> int:
@@ -172,8 +179,17 @@ def run_stage(arguments: Sequence[str]) -> int:
         if metrics:
             say("  " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         return 0
-    command = [sys.executable, "-m", "bgetrain", *arguments]
-    return int(call(cfg["cluster"], on_this_rank, command, cfg["num_processes"]))
+    command = Command(arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
+    return int(call(cfg["cluster"], on_this_rank, command))
+
+
+def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """Takes `dry_run=...` from the arguments of a stage: it is the launcher's, and no part of a run."""
+    rest = [each for each in arguments if not each.startswith("dry_run=")]
+    given = [overrides.value_of(each) for each in arguments if each not in rest]
+    if any(not isinstance(each, bool) for each in given) or len(given) > 1:
+        raise ValueError(f"dry_run must be given once, true or false, got {' and '.join(map(str, given))}")
+    return rest, given == [True]
 
 
 def run_rank(cfg: dict[str, Any], place: Place) -> int:

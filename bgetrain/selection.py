@@ -81,7 +81,7 @@ def explain(error: Exception, parsed: Sequence[Override], known: Sequence[str]) 
 def unknown(key: str, known: Sequence[str], parsed: Sequence[Override]) -> str:
     """Says that the chosen stage has no such key."""
     stage = next(each.value() for each in parsed if each.key_or_group == "stage")
-    if key in ("dry_run", "from"):
+    if key == "from":
         return f"stage={stage} has no key {key!r}: it goes with recipe=NAME"
     return f"stage={stage} has no key {key!r}{nearest(key, known, f'bgetrain stage={stage} --help')}"
 

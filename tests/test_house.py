@@ -44,10 +44,10 @@ LIGHT = [
     "recipe",
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
-    "cluster.local",
+    *("cluster.local", "cluster.place", "cluster.srun", "cluster.slurm", "cluster.sbatch", "cluster.queue"),
     "__main__",
 ]
-ENVIRONMENT = {"cluster/host.py", "cluster/local.py", "trust.py"}
+ENVIRONMENT = {"cluster/host.py", "cluster/local.py", "cluster/srun.py", "trust.py"}
 
 
 def name_of(path: Path) -> str:

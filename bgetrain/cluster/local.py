@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -11,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from bgetrain.cluster.host import claimed_port, count_devices, free_port, keep_memory
+from bgetrain.cluster.place import Command, Place
 
 if TYPE_CHECKING:
     from bgetrain.types import PositiveFloat, PositiveInt
@@ -30,30 +32,9 @@ LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
 COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
 
 
-class Place(NamedTuple):
-    """This process among all, and where they meet.
-
-    Attributes:
-        rank: 0 <= rank < size.
-        size: ranks in all.
-        local_rank: this process among those of its machine.
-        local_size: ranks on this machine.
-        timeout_minutes: how long a collective may wait.
-        heartbeat_seconds: how long a rank may be silent.
-    """
-
-    rank: int
-    size: int
-    local_rank: int
-    local_size: int
-    timeout_minutes: float
-    heartbeat_seconds: float
-
-
 def launch(
     run: Callable[[Place], int],
-    command: Sequence[str],
-    num_processes: int | None,
+    command: Command,
     *,
     timeout_minutes: "PositiveFloat",
     heartbeat_seconds: "PositiveFloat",
@@ -63,8 +44,7 @@ def launch(
 
     Args:
         run: what one rank does; returns its exit status.
-        command: the command line that starts one more rank of the same run.
-        num_processes: ranks to start; None: one per visible GPU, or one on a CPU.
+        command: what is run.
         timeout_minutes: how long a collective may wait for the other ranks.
         heartbeat_seconds: how long a rank may be silent before the others leave.
         port: TCP port where the ranks meet; None: a free one.
@@ -76,28 +56,59 @@ def launch(
     Raises:
         ValueError: `port` is in use.
     """
-    # before torch is loaded; threads that spin while they wait cost up to 5x where anything else runs on the cores
+    if command.dry_run:
+        say(shlex.join(["bgetrain", *command.arguments]))
+        return 0
+    return on_ranks(run, command.line, command.num_processes, timeout_minutes, heartbeat_seconds, port)
+
+
+def on_ranks(
+    run: Callable[[Place], int],
+    line: Sequence[str],
+    count: int | None,
+    timeout_minutes: float,
+    heartbeat_seconds: float,
+    port: int | None,
+) -> int:
+    """As `launch`, for the command `line` on `count` ranks; None: one per device."""
+    prepare()
+    place = joined(timeout_minutes, heartbeat_seconds)
+    if place:
+        return run(place)
+    count = count or count_devices()
+    if count == 1:
+        return run(alone(timeout_minutes, heartbeat_seconds))
+    return start_ranks(list(line), count, free_port() if port is None else claimed_port(port))
+
+
+def prepare() -> None:
+    """Sets what libraries read when they are loaded, torch among them."""
+    # threads that spin while they wait cost up to 5x where anything else runs on the cores
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else pages of C++ frames tell that a rank is gone, before our line
     keep_memory()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        watch_lifeline()
-        local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-        return run(
-            Place(
-                rank=int(os.environ["RANK"]),
-                size=int(os.environ["WORLD_SIZE"]),
-                local_rank=local_rank,
-                local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
-                timeout_minutes=timeout_minutes,
-                heartbeat_seconds=heartbeat_seconds,
-            )
-        )
-    count = num_processes or count_devices()
-    if count == 1:
-        os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
-        return run(Place(0, 1, 0, 1, timeout_minutes, heartbeat_seconds))
-    return start_ranks(list(command), count, free_port() if port is None else claimed_port(port))
+
+
+def joined(timeout_minutes: float, heartbeat_seconds: float) -> Place | None:
+    """This process among the ranks that a launcher, torchrun or srun has started; None where none has."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None
+    watch_lifeline()
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    return Place(
+        rank=int(os.environ["RANK"]),
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=local_rank,
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
+        timeout_minutes=timeout_minutes,
+        heartbeat_seconds=heartbeat_seconds,
+    )
+
+
+def alone(timeout_minutes: float, heartbeat_seconds: float) -> Place:
+    """The only rank."""
+    os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
+    return Place(0, 1, 0, 1, timeout_minutes, heartbeat_seconds)
 
 
 def leave(status: int) -> NoReturn:

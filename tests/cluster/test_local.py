@@ -25,7 +25,7 @@ rank = int(os.environ["RANK"])
 def launch(script: str, count: int = 2) -> int:
     """Runs `script` on `count` ranks from this process."""
     command = [sys.executable, "-c", HEAD + textwrap.dedent(script)]
-    return local.launch(lambda place: 1, command, count, **LIMITS, port=None)
+    return local.on_ranks(lambda place: 1, command, count, **LIMITS, port=None)
 
 
 def launcher(folder: Path, script: str, count: int = 2) -> subprocess.Popen:
@@ -33,7 +33,7 @@ def launcher(folder: Path, script: str, count: int = 2) -> subprocess.Popen:
     rank = HEAD + f"open(r'{folder}/pid' + str(rank), 'w').write(str(os.getpid()))\n" + textwrap.dedent(script)
     run = f"import sys; from bgetrain.cluster import local\n" \
           f"command = [sys.executable, '-c', {rank!r}]\n" \
-          f"sys.exit(local.launch(lambda place: 1, command, {count}, **{LIMITS}, port=None))"  # fmt: skip
+          f"sys.exit(local.on_ranks(lambda place: 1, command, {count}, **{LIMITS}, port=None))"  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", run], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -208,20 +208,20 @@ def test_a_port_in_use_is_refused_in_one_line_before_a_rank_starts():
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=rf"^cluster\.port={port} cannot be used \(Address already in use\): .*null"):
-            local.launch(lambda place: 1, ["/nonexistent"], 2, **LIMITS, port=port)
+            local.on_ranks(lambda place: 1, ["/nonexistent"], 2, **LIMITS, port=port)
     assert host.claimed_port(port) == port
 
 
 def test_a_port_beyond_65535_is_refused():
     with pytest.raises(ValueError, match=r"^cluster\.port=70000 cannot be used"):
-        local.launch(lambda place: 1, ["/nonexistent"], 2, **LIMITS, port=70000)
+        local.on_ranks(lambda place: 1, ["/nonexistent"], 2, **LIMITS, port=70000)
 
 
 def test_ranks_that_torchrun_started_are_joined(monkeypatch):
     for name, value in {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     places = []
-    status = local.launch(lambda place: places.append(place) or 75, ["/nonexistent"], 8, **LIMITS, port=None)
+    status = local.on_ranks(lambda place: places.append(place) or 75, ["/nonexistent"], 8, **LIMITS, port=None)
     assert (status, places) == (
         75,
         [local.Place(rank=3, size=4, local_rank=1, local_size=2, **LIMITS)],
@@ -231,6 +231,6 @@ def test_ranks_that_torchrun_started_are_joined(monkeypatch):
 def test_one_process_runs_here_without_a_launcher(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     places = []
-    assert local.launch(lambda place: places.append(place) or 0, ["/nonexistent"], 1, **LIMITS, port=None) == 0
+    assert local.on_ranks(lambda place: places.append(place) or 0, ["/nonexistent"], 1, **LIMITS, port=None) == 0
     assert places == [local.Place(0, 1, 0, 1, **LIMITS)]
     assert "RANK" not in os.environ

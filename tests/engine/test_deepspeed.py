@@ -81,7 +81,7 @@ STEP = """
 import sys
 import torch
 from bgetrain import distributed
-from bgetrain.cluster.local import launch
+from bgetrain.cluster.local import on_ranks
 from bgetrain.engine import deepspeed
 
 def run(place):
@@ -99,7 +99,7 @@ def run(place):
     return 0
 
 sys.modules["mpi4py"] = None  # an import of it fails
-sys.exit(launch(run, [], 1, timeout_minutes=1, heartbeat_seconds=60, port=None))
+sys.exit(on_ranks(run, [], 1, timeout_minutes=1, heartbeat_seconds=60, port=None))
 """
 
 
