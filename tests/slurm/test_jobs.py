@@ -1,5 +1,6 @@
 """job.sbatch on the cluster: what becomes of a job by the way it ends, with stand-ins for the ranks; then real training."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -95,3 +96,14 @@ def test_a_job_that_is_preempted_comes_back_once_whether_it_has_saved_or_not(clu
     cluster.run("srun", "--partition=high", "--nodes=2", "--exclusive", "true")
     assert "interrupted: back into the queue" in saves.ends("COMPLETED", 2)
     slow.ends("COMPLETED", 2)
+
+
+def test_inside_an_allocation_the_command_starts_the_ranks_itself(cluster, tmp_path):
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text(f"#!/bin/bash\necho $SLURM_PROCID of $SLURM_STEP_NUM_TASKS on $(hostname) >>{tmp_path}/ranks; exit 75\n")
+    stand_in.chmod(0o755)
+    words = [sys.executable, "-m", "bgetrain", "stage=finetune", "data=jsonl", "data.files=[x]", "model.path=x"]
+    words += ["cluster=slurm", "cluster.nodes=2", "cluster.gpus_per_node=0", f"cluster.python={stand_in}"]
+    said = cluster.run("salloc", "--nodes=2", *words, f"output_dir={tmp_path}/out", cwd=tmp_path, check=False)
+    assert said.returncode == 75, said.stderr
+    assert sorted((tmp_path / "ranks").read_text().splitlines()) == ["0 of 2 on node1", "1 of 2 on node2"]
