@@ -16,7 +16,8 @@ INTRODUCTION = """bgetrain trains text-embedding models the way BGE was trained,
 Usage:
   bgetrain stage=NAME [GROUP=OPTION] [KEY=VALUE]    run one stage
   bgetrain recipe=NAME [KEY=VALUE]                  run a recipe's steps in order
-      dry_run=true: print their command lines; from=STEP: start again there
+      dry_run=true: print their command lines; from=STEP: start again there; cluster=slurm: submit a job for each
+  bgetrain stage=status [output_dir=FOLDER]         how runs and jobs stand: state, progress, losses, time left
 
 Examples:
   bgetrain recipe=quickstart
