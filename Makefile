@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format clean
+.PHONY: help quickstart test test-slurm lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,6 +19,11 @@ quickstart: $(VENV)/.installed ## make the environment and train, mine and evalu
 test: $(VENV)/.tested ## make the environment and run the tests (ARGS="-k name" for some)
 	@echo "==> pytest $(ARGS)"
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-slurm: $(VENV)/.tested ## run the tests on a real SLURM cluster on this machine; as root on Debian it installs SLURM
+	@tests/slurm/cluster.sh install
+	@echo "==> pytest tests/slurm $(ARGS)"
+	@$(BIN)/python -m pytest tests/slurm -m slurm -p no:xdist -rs $(ARGS)
 
 lint: $(VENV)/.linted ## style, types
 	@echo "==> ruff, mypy"
