@@ -172,8 +172,8 @@ def show(links: Sequence[Link]) -> int:
             continue
         by_name = {each.step.name: each for each in links}
         after = [variable(by_name[other]) for other in link.step.needs if by_name[other].due != "done"]
-        line = queue.command(written(link), after=after)
         # the ids that sbatch will print stand as variables of the shell, which quotes would hide
+        line = queue.line(written(link), after=after)
         words = " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in line)
         say(f"{re.sub(r'[^A-Za-z0-9_]', '_', f'job_{link.step.name}')}=$({words})")
     return 0

@@ -132,7 +132,7 @@ def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dr
     """Writes and submits one job array."""
     script = sbatch.write_array(commands, folder, request)
     if dry_run:
-        say(" ".join(queue.command(script, array=len(commands), parallel=request["array_parallel"])))
+        say(" ".join(queue.line(script, array=len(commands), parallel=request["array_parallel"])))
         return
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
     for number, command in enumerate(commands):

@@ -16,7 +16,6 @@ from bgetrain.steps import Step, noted
 COLUMNS = ("run", "state", "job", "progress", "losses", "time left")
 DEEPEST = 3  # folders within folders that are looked into: a sweep over recipes has two
 TAIL_BYTES = 65_536  # of metrics.jsonl and of a log that are read
-LOG = "slurm-*.out"
 WIDTH = 40  # letters of a reason that stand in the table; longer ones stand below
 NEVER = "DependencyNeverSatisfied"
 GOES_ON = "the same command goes on"
@@ -197,16 +196,16 @@ def state_of(run: Run, folder: Path, id: str | None, job: queue.Job | None, earl
             else ("queued", job.reason)
         )
     begun = any((folder / name).exists() for name in ("metrics.jsonl", "checkpoints", "provenance.json"))
-    logs = sorted(folder.glob(LOG), key=lambda path: path.stat().st_mtime)
-    if id and job is None and not logs:
+    log = queue.log(str(folder))
+    if id and job is None and not log:
         return "queued", "or not: SLURM cannot be asked"
     forgotten = job is not None and job.state == "UNKNOWN"
-    if job and (job.state == "CANCELLED" or (forgotten and not logs and not begun)):
+    if job and (job.state == "CANCELLED" or (forgotten and not log and not begun)):
         by_chain = open_needs and (forgotten or job.reason in (NEVER, "Dependency"))
         return "cancelled", blamed(open_needs, earlier, run) if by_chain else f"by a person or the site; {GOES_ON}"
-    if id and (logs or (job and not forgotten)):
+    if id and (log or (job and not forgotten)):
         word = job.state.lower().replace("_", " ") if job and job.state not in ("FAILED", "UNKNOWN", "COMPLETED") else ""
-        return "failed", ": ".join(filter(None, (word, last_error(logs[-1]) if logs else "")))
+        return "failed", ": ".join(filter(None, (word, last_error(log) if log else "")))
     return ("interrupted", GOES_ON) if begun else ("not begun", "")
 
 
