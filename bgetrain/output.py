@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -76,6 +77,7 @@ FILES = (
 )
 
 
+OURS = ("job.sbatch", "job.json", "jobs.txt", "slurm-*.out", "failures-*.txt")  # of jobs that are to make a run here; they stay
 UNSET = "(unset)"
 SHOWN = 8  # changes told in the line of a run that goes on
 WIDTH = 80  # letters of a value in a message
@@ -136,7 +138,7 @@ def standing(cfg: Mapping[str, Any]) -> Literal["new", "resume", "done"]:
     saved = folder / "config.yaml"
     if not saved.exists():
         strangers = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        strangers = [name for name in strangers if not name.startswith(".")]
+        strangers = [name for name in strangers if not any(fnmatch(name, each) for each in (".*", *OURS))]
         if strangers and cfg["resume"] != "force":
             raise ValueError(
                 f"output_dir={folder} holds files that are not a run's ({', '.join(strangers[:3])}): choose another folder"

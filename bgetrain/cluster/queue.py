@@ -1,8 +1,21 @@
 """What is asked of SLURM's controller: to take a job, and how jobs stand."""
 
+import json
+import re
+import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+NOTE = "job.json"
+OVER = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"),
+    *("TIMEOUT", "UNKNOWN"),
+)
+# of squeue; a job's reason may hold anything, so it comes last
+FIELDS = "JobArrayID:.64|,State:.32|,RestartCnt:.16|,TimeLeft:.32|,Reason:.256"
+PATIENCE_SECONDS = 60  # for the controller to answer
 
 
 class Job(NamedTuple):
@@ -22,6 +35,11 @@ class Job(NamedTuple):
     restarts: int
     seconds_left: float | None
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not run any more."""
+        return self.state in OVER
+
 
 def submit(script: Path, *, after: Sequence[str] = (), after_any: Sequence[str] = (), array: int | None = None) -> str:
     """Submits a script and returns the job's id, which it also notes in job.json beside the script.
@@ -35,18 +53,93 @@ def submit(script: Path, *, after: Sequence[str] = (), after_any: Sequence[str] 
     Raises:
         ValueError: sbatch is missing or refuses, with its own words.
     """
-    raise NotImplementedError
+    conditions = [":".join([kind, *ids]) for kind, ids in (("afterok", after), ("afterany", after_any)) if ids]
+    words = ["sbatch", "--parsable"]
+    if conditions:
+        words += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
+    if array is not None:
+        words.append(f"--array=0-{array - 1}")
+    answer = asked([*words, str(script)])
+    found = re.fullmatch(r"(\d+)(;.*)?", answer.strip().rpartition("\n")[2])  # sites' own filters may print lines above
+    if not found:
+        raise ValueError(f"sbatch has answered {answer.strip()!r}, which is no job's number")
+    note = {"id": found[1], "script": str(script), "submitted_at": time.time()}
+    (script.parent / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf8")
+    return found[1]
 
 
 def submitted(output_dir: str) -> str | None:
     """The id of the job that was last submitted for a folder; None where there is none."""
-    raise NotImplementedError
+    try:
+        return str(json.loads((Path(output_dir) / NOTE).read_text("utf8"))["id"])
+    except (OSError, ValueError, KeyError, TypeError):  # a file of that name that is not ours
+        return None
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:
     """How jobs stand, by id, in one call; those that the controller has forgotten are UNKNOWN.
 
+    Of an array every task is told, and the array itself under its own id as the task that is furthest from its end.
+
     Raises:
         ValueError: the controller cannot be asked, with its own words.
     """
-    raise NotImplementedError
+    if not ids:
+        return {}
+    words = ["squeue", "--noheader", "--array", "--states=all", f"--jobs={','.join(ids)}", f"--Format={FIELDS}"]
+    try:
+        rows = asked(words).splitlines()
+    except ValueError as error:
+        if "Invalid job id" not in str(error):  # what squeue says where it knows none of several, or not the only one
+            raise
+        rows = []
+    found = {job.id: job for job in map(read, filter(None, map(str.strip, rows)))}
+    for id in ids:
+        tasks = [job for job in found.values() if job.id.partition("_")[0] == id]
+        if id not in found:
+            found[id] = min(tasks, key=distance)._replace(id=id) if tasks else Job(id, "UNKNOWN", "", 0, None)
+    return found
+
+
+def distance(job: Job) -> tuple[bool, bool, bool]:
+    """Orders tasks: what runs, what waits, what has failed, what is done."""
+    return job.is_over, job.state != "RUNNING", job.state == "COMPLETED"
+
+
+def read(row: str) -> Job:
+    """One line of squeue's."""
+    id, state, restarts, left, reason = (each.strip() for each in row.split("|", 4))
+    seconds = seconds_of(left) if state == "RUNNING" else None
+    return Job(id, state, "" if reason == "None" else reason, int(restarts or 0), seconds)
+
+
+def seconds_of(time: str | int) -> float | None:
+    """SLURM's minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S in seconds; None: what is none of them, such as UNLIMITED."""
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(time), re.ASCII)
+    if not found:
+        return None
+    days, *parts = found.groups()
+    first, second, third = (int(each or 0) for each in parts)
+    if days is None and parts[2] is None:  # M or M:S
+        return 60 * first + second
+    return 86_400 * int(days or 0) + 3600 * first + 60 * second + third
+
+
+def asked(words: Sequence[str]) -> str:
+    """Runs one of SLURM's commands and returns what it prints.
+
+    Raises:
+        ValueError: it is missing, refuses or does not answer, in its own words.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=PATIENCE_SECONDS, check=False)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"cluster=slurm needs SLURM's {words[0]}, which is not on this machine's PATH: call it from a login node"
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"{words[0]} has not answered within {PATIENCE_SECONDS} s: is SLURM's controller up?") from error
+    if done.returncode:
+        said = " ".join((done.stderr or done.stdout).split()) or f"nothing, and ended with status {done.returncode}"
+        raise ValueError(f"SLURM's {words[0]} refuses: {said.removeprefix(f'{words[0]}: error: ')}")
+    return done.stdout

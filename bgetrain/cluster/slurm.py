@@ -1,12 +1,20 @@
 """cluster=slurm: joins the ranks that srun has started, starts them inside an allocation, else submits a job."""
 
+import shlex
+import signal
+import subprocess
+import time as clock
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bgetrain.cluster import local, queue, sbatch, srun
 from bgetrain.cluster.place import Command, Place
 
 if TYPE_CHECKING:
     from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt
+
+DEAF = tuple(128 + number for number in local.SIGNALS)  # statuses of ranks that were not yet listening
 
 
 def launch(
@@ -15,14 +23,19 @@ def launch(
     *,
     nodes: "PositiveInt",
     gpus_per_node: "NonNegativeInt",
+    gpu_type: "str | None",
+    gpu_request: "Literal['gpus-per-node', 'gres', 'none']",
     tasks_per_node: "PositiveInt | None",
     cpus_per_task: "PositiveInt | None",
+    memory: "str | None",
+    exclusive: "bool",
+    time: "str | int | None",
     partition: "str | None",
     account: "str | None",
     qos: "str | None",
-    time: "str | int | None",
+    reservation: "str | None",
     constraint: "str | None",
-    memory: "str | None",
+    job_name: "str | None",
     modules: "list[str]",
     environment: "Mapping[str, Any]",
     setup: "list[str]",
@@ -38,5 +51,88 @@ def launch(
     heartbeat_seconds: "PositiveFloat",
     port: "PositiveInt | None",
 ) -> int:
-    """Calls `run` where this process is a rank, else has SLURM start the ranks."""
-    raise NotImplementedError
+    """Calls `run` where this process is a rank, else has SLURM start the ranks.
+
+    conf/cluster/slurm.yaml says what each key is.
+
+    Args:
+        run: what one rank does; returns its exit status.
+        command: what is run.
+
+    Returns:
+        A rank's exit status; inside an allocation that of the whole, as `local.launch` has it; 0 where a job was submitted.
+
+    Raises:
+        ValueError: SLURM is missing or refuses, in its own words.
+    """
+    request = {name: value for name, value in locals().items() if name not in ("run", "command")}
+    local.prepare()
+    place = local.joined(timeout_minutes, heartbeat_seconds)
+    if place is None and srun.in_step():
+        place = local.alone(timeout_minutes, heartbeat_seconds)
+    if place:
+        return run(place)
+    return start_here(command, request) if srun.in_allocation() else submit(command, request)
+
+
+def submit(command: Command, request: Mapping[str, Any]) -> int:
+    """Writes job.sbatch and submits it, unless a job of this folder is still in the queue; returns the exit status."""
+    if command.dry_run:
+        script = sbatch.write(command, request)
+        local.say(f"wrote {script}; to submit it: sbatch {shlex.quote(str(script))}")
+        return 0
+    earlier = queue.submitted(command.output_dir)
+    if earlier:
+        job = queue.jobs([earlier])[earlier]
+        if not job.is_over:
+            why = f" ({job.reason})" if job.reason else ""
+            local.say(f"job {job.id} of this folder is {job.state}{why}, and no second one is submitted")
+            show(job.id, Path(command.output_dir).absolute())
+            return 0
+    script = sbatch.write(command, request)
+    id = queue.submit(script)
+    local.say(f"submitted {script} as job {id}")
+    show(id, script.parent)
+    return 0
+
+
+def show(id: str, folder: Path) -> None:
+    """Says where to look and what to type for a job."""
+    log = shlex.quote(str(folder / f"slurm-{id}.out"))
+    local.say(f"  follow   tail -F {log}\n  look     squeue --job={id}")
+    local.say(f"  stop     scancel --batch --signal=INT {id} (saves; the same command goes on)\n  cancel   scancel {id}")
+
+
+def start_here(command: Command, request: Mapping[str, Any]) -> int:
+    """Starts the ranks by srun in the allocation that this process is in; returns the exit status of the whole."""
+    parts = sbatch.srun_parts(request, [str(Path(command.output_dir).absolute())])
+    words = [*(word for part in parts for word in part), *command.arguments]
+    if command.dry_run:
+        local.say(shlex.join(words))
+        return 0
+    try:
+        ranks = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)  # a Ctrl-C reaches it from here alone
+    except FileNotFoundError as error:
+        raise ValueError("cluster=slurm needs SLURM's srun, which is not on this machine's PATH") from error
+    interrupts, heard_at = 0, float("-inf")
+
+    def pass_on(number: int, _frame: object) -> None:
+        nonlocal interrupts, heard_at
+        if clock.monotonic() - heard_at < local.SAME_SECONDS:
+            return
+        interrupts, heard_at = interrupts + 1, clock.monotonic()
+        if interrupts == 1:
+            ranks.send_signal(signal.SIGUSR1)  # which srun hands to every rank; by others it ends them
+        else:
+            ranks.terminate()
+
+    earlier = {number: signal.signal(number, pass_on) for number in local.SIGNALS}
+    try:
+        status = ranks.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    status = 128 - status if status < 0 else status
+    if interrupts and status in DEAF:
+        return local.INTERRUPTED
+    return status if status in (0, local.USER_ERROR, local.INTERRUPTED) else 1

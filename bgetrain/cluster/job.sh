@@ -1,0 +1,90 @@
+#!/bin/bash
+@OPTIONS@
+#
+# @TITLE@
+# Written by bgetrain and read by SLURM; edit it and submit it by hand, or type the command again, which writes it anew:
+#
+#     submit                     sbatch @SCRIPT@
+#     follow                     tail -F @LOG@
+#     look                       squeue --job=ID
+#     save, stop                 scancel --batch --signal=INT ID
+#     save, start again          scancel --batch --signal=USR1 ID
+#     cancel                     scancel ID      (SLURM's KillWait, 30 s by default, is left to save in)
+#
+# How the ranks end decides what follows:
+#
+#     0      done
+#     2      something to mend, which the log says in one line: the job ends
+#     75     interrupted and saved: the job is put back into the queue under its own number, unless it was cancelled. So end
+#            time limits (SLURM sends USR1 @SECONDS@ s before), pre-emption and requests from outside
+#     other  failed: put back at most @RESTARTS@ times; each one is a line in failures-ID.txt beside the log
+#
+# A node that is lost: SLURM puts the job back. Whatever the reason, the next start goes on from the last checkpoint.
+
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID} starts=$((${SLURM_RESTART_COUNT:-0} + 1))
+@RUN@
+
+say() { printf '%(%F %T)T job %s: %s\n' -1 "$job" "$*"; }
+ask() { facts=$(scontrol show job -o "$job" 2>/dev/null); } # SLURM's word on this job
+fact() { [[ " $facts " =~ " $1="([^ ]*) ]] && printf '%s' "${BASH_REMATCH[1]}"; }
+
+asked= heard= stay= ranks=
+hear() { # a signal is passed on, as one that srun lets through; the ranks save
+    asked=yes heard=yes
+    [ "$1" != INT ] || stay=yes
+    [ -z "$ranks" ] || kill -USR1 "$ranks" 2>/dev/null
+    if [ "$1" = TERM ] && ask && [ "$(fact Reason)" = TimeLimit ]; then # saving takes longer, and SLURM may kill this shell
+        scontrol requeue "$job" 2>/dev/null && say "time is up: back into the queue"
+    fi
+}
+for signal in USR1 INT TERM; do trap "hear $signal" "$signal"; done
+
+back() { # into the queue, under the same number
+    if told=$(scontrol requeue "$job" 2>&1); then
+        say "$1: back into the queue, to go on from the last checkpoint"
+    else
+        say "$1, and cannot be put back ($told): submit it again to go on from the last checkpoint"
+    fi
+    exit "$status"
+}
+
+say "start $starts on $SLURM_JOB_NODELIST"
+@PREPARE@
+status=75
+if [ -z "$asked" ]; then
+@START@ &
+    ranks=$!
+    [ -z "$asked" ] || kill -USR1 "$ranks"       # it came in between
+    while heard=; do                             # a signal ends `wait`, not the ranks
+        wait "$ranks"
+        status=$?
+        [ -n "$heard" ] || break
+    done
+fi
+case $asked$status in yes130 | yes138 | yes143) status=75 ;; esac # one that was not yet listening died of the signal
+
+ask # is SLURM about to end it, and will it start it again?
+state=$(fact JobState)
+[ "$status" != 0 ] || { say "done"; exit 0; }
+[ "$status" != 2 ] || { say "something is to be mended (status 2)"; exit 2; }
+[ -z "$stay" ] || { say "stopped (status $status): submit it again to go on"; exit "$status"; }
+if [ -n "$state" ] && [ "$state" != RUNNING ]; then
+    if [ "$(fact Restarts)" -ge "$starts" ]; then
+        say "SLURM has put it back into the queue (status $status)"
+        exit "$status"
+    fi
+    [ "$(fact Reason)" != TimeLimit ] || back "time is up (status $status)"
+    say "cancelled (status $status): submit it again to go on from the last checkpoint"
+    exit "$status"
+fi
+[ "$status" != 75 ] || back "interrupted"
+[[ $(fact PreemptTime) != [0-9]* ]] || back "pre-empted (status $status)"
+lost=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %T' 2>/dev/null | grep -E 'down|\*' | cut -d' ' -f1 | xargs)
+[ -z "$lost" ] || back "$lost was lost (status $status)"
+failures=$out/failures-$job.txt
+say "failed (status $status) at start $starts" | tee -a "$failures" || { say "cannot count failures in $out: it ends"; exit "$status"; }
+count=$(wc -l <"$failures")
+[ "$count" -gt @RESTARTS@ ] || back "failure $count, of which @RESTARTS@ are forgiven"
+say "failure $count, of which @RESTARTS@ were forgiven: it ends"
+exit "$status"
