@@ -9,6 +9,7 @@ which costs less than an evaluation that holds up the training behind it.
 import re
 import shlex
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,7 +186,13 @@ def variable(link: Link) -> str:
 
 
 def plain(step: Step) -> dict[str, Any]:
-    found: Any = OmegaConf.to_container(config.compose(step.overrides), resolve=True)
+    return composed(tuple(step.overrides))
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The config of a step, plain, once for all who ask; not to be changed."""
+    found: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     return dict(found)
 
 

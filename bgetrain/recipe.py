@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-
 from bgetrain import chain, config, output, overrides, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 from bgetrain.steps import Step, done, note, outdated, report
@@ -162,7 +160,7 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
             added = [extra for extra, key in keys.items() if fits(extra, key, known) or selection.in_mapping(cfg, key)]
             if added:
                 complete[-1:-1] = added
-                config.compose(complete)
+            chain.composed(tuple(complete))
         except ValueError as error:
             raise ValueError(f"recipe={name}, step {step}: {error}") from error
         known_anywhere |= known
@@ -250,10 +248,8 @@ def check_folders(steps: Sequence[Step], name: str) -> None:
         ValueError: the first such folder, with the ways out.
     """
     for step in steps:
-        cfg = OmegaConf.to_container(config.compose(step.overrides), resolve=True)
-        assert isinstance(cfg, dict)
         try:
-            output.standing({str(key): value for key, value in cfg.items()})
+            output.standing(chain.composed(tuple(step.overrides)))
         except ValueError as error:
             told = str(error).partition(": choose another")[0]
             ways = f"choose another output_dir, or from={step.name} to start again there"

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,9 @@ def test_each_step_waits_for_those_whose_folders_it_reads_and_for_no_others(queu
     said = capsys.readouterr().out
     assert "[3/5] left: job 103 after 101, 2 nodes of 1 rank\n" in said
     assert said.endswith("to cancel them: scancel 101 102 103 104 105\n")
-    nodes = {step: re.search(r"--nodes=(\d)", (tmp_path / "out" / step / "job.sbatch").read_text())[1] for step in ("root", "left")}
+    nodes = {
+        step: re.search(r"--nodes=(\d)", (tmp_path / "out" / step / "job.sbatch").read_text())[1] for step in ("root", "left")
+    }
     assert nodes == {"root": "1", "left": "2"}
 
 
@@ -106,7 +109,13 @@ def test_a_dry_run_writes_every_script_and_lines_that_a_shell_can_run(queue, dia
     assert queue.submitted == []
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition("=")[0] for line in lines] == ["job_root", "job_alone", "job_left", "job_right", "job_last"]
-    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("job.sbatch")) == ["alone", "last", "left", "right", "root"]
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("job.sbatch")) == [
+        "alone",
+        "last",
+        "left",
+        "right",
+        "root",
+    ]
     import subprocess
 
     subprocess.run(["sh", "-ec", "\n".join(lines)], check=True)
@@ -144,7 +153,9 @@ def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_
 def test_other_values_than_those_of_a_job_in_the_queue_are_refused(queue, diamond, capsys):
     assert cli.main([*diamond, *SLURM]) == 0
     assert cli.main([*diamond, *SLURM, "seed=3"]) == 2
-    assert "step root: job 101, pending (Priority), is of other values, now seed=3: scancel 101 first\n" in capsys.readouterr().err
+    assert (
+        "step root: job 101, pending (Priority), is of other values, now seed=3: scancel 101 first\n" in capsys.readouterr().err
+    )
     assert len(queue.submitted) == 5
 
 
