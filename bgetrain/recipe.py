@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from bgetrain import chain, config, output, overrides, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 from bgetrain.steps import Step, done, note, outdated, report

@@ -4,13 +4,14 @@ import json
 import re
 import shlex
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 import yaml
 from queues import Queue
 
-from bgetrain import cli, config, output, recipe, steps
+from bgetrain import chain, cli, output, recipe, steps
 
 # `left` and `right` read `root`; `last` reads both; `alone` reads nothing
 DIAMOND = """
@@ -42,10 +43,14 @@ def diamond(tmp_path) -> list[str]:
 
 def finish(folder: Path, step: str, **figures) -> None:
     """Leaves what a step that is done leaves, under the config that its recipe has for it."""
-    made = next(each for each in recipe.plan(f"{folder.parent}/diamond.yaml", str(folder), list(SLURM)) if each.name == step)
-    cfg = config.compose(made.overrides)
-    output.claim(config.OmegaConf.to_container(cfg, resolve=True))
-    output.finish(made.output_dir, cfg.stage.name, figures)
+    made = next(each for each in plan(folder) if each.name == step)
+    output.claim(chain.plain(made))
+    output.finish(made.output_dir, "any", figures)
+
+
+@cache
+def plan(folder: Path) -> list[steps.Step]:
+    return recipe.plan(f"{folder.parent}/diamond.yaml", str(folder), list(SLURM))
 
 
 def dependencies(queue: Queue) -> dict[str, set[str]]:
@@ -116,8 +121,6 @@ def test_a_dry_run_writes_every_script_and_lines_that_a_shell_can_run(queue, dia
         "right",
         "root",
     ]
-    import subprocess
-
     subprocess.run(["sh", "-ec", "\n".join(lines)], check=True)
     assert dependencies(queue) == {"root": set(), "alone": set(), "left": {"101"}, "right": {"101"}, "last": {"103", "104"}}
     assert not list((tmp_path / "out").rglob("job.json"))
