@@ -75,7 +75,7 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
             report(name, folder, steps, None)
         return 0
     if dry_run:
-        return show(links)
+        return show(links, name)
     submitted = {step: words for step, words in (known[2] if known else {}).items() if step in {each.name for each in steps}}
     ids: dict[str, str] = {}
     new: list[str] = []
@@ -92,7 +92,7 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
         after = [ids[other] for other in step.needs if other in ids]
         try:
             begin_anew(link)
-            ids[step.name] = queue.submit(written(link), after=after)
+            ids[step.name] = queue.submit(written(link, name), after=after)
         except ValueError as error:
             there = f"submitted before it, and kept: {', '.join(new)}" if new else "nothing was submitted before it"
             again = "the same command goes on" if first_anew == len(links) else "the same command without from= goes on"
@@ -156,15 +156,15 @@ def begin_anew(link: Link) -> None:
             output.claim({**link.cfg, "resume": "never"})
 
 
-def written(link: Link) -> Path:
-    """Writes the step's job.sbatch; returns its path."""
+def written(link: Link, name: str) -> Path:
+    """Writes the step's job.sbatch, under the name of the recipe and its own in the queue; returns its path."""
     cfg, step = link.cfg, link.step
-    command = Command(step.overrides, step.name, cfg["output_dir"], cfg["num_processes"], False)
+    command = Command(step.overrides, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], False)
     request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
-    return sbatch.write(command, request)
+    return sbatch.write(command, {**request, "job_name": request["job_name"] or f"{name}-{step.name}"})
 
 
-def show(links: Sequence[Link]) -> int:
+def show(links: Sequence[Link], name: str) -> int:
     """Writes the scripts, and prints the lines of shell that submit them; returns the exit status."""
     for link in links:
         if link.due in ("done", "kept"):
@@ -174,7 +174,7 @@ def show(links: Sequence[Link]) -> int:
         by_name = {each.step.name: each for each in links}
         after = [variable(by_name[other]) for other in link.step.needs if by_name[other].due != "done"]
         # the ids that sbatch will print stand as variables of the shell, which quotes would hide
-        line = queue.line(written(link), after=after)
+        line = queue.line(written(link, name), after=after)
         words = " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in line)
         say(f"{re.sub(r'[^A-Za-z0-9_]', '_', f'job_{link.step.name}')}=$({words})")
     return 0

@@ -12,7 +12,7 @@ import hydra
 from omegaconf import OmegaConf
 
 from bgetrain import config, lock, output, overrides, recipe, selection, steps, sweep, trust, usage
-from bgetrain.cluster import srun
+from bgetrain.cluster import slurm, srun
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, say, told
 from bgetrain.cluster.place import Command, Place
 from bgetrain.engine import interrupts
@@ -142,7 +142,7 @@ def run_stage(arguments: Sequence[str]) -> int:
         with lock.held(cfg["output_dir"]) if place.rank == 0 else contextlib.nullcontext():
             return run_rank(cfg, place)
 
-    if is_first():  # the other ranks come when the first one may have the lock
+    if is_first() and slurm.runs_here(cfg["cluster"]):  # the other ranks come when the first one may have the lock
         lock.check(cfg["output_dir"])
     if output.standing(cfg) == "done":
         say(f"already done: {cfg['output_dir']}/result.json (resume=never runs it anew)")

@@ -1,9 +1,24 @@
 """Rules that join several keys of a config; what one key may be is said by the annotations."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from bgetrain import trust
+from bgetrain.cluster import queue
+
 SKIP = re.compile(r"skip\(([1-9]\d*)\)", re.ASCII)
+
+# options of sbatch that job.sbatch stands on, and what decides them
+DECIDED = {
+    **dict.fromkeys(("--nodes", "-N"), "cluster.nodes"),
+    **dict.fromkeys(("--ntasks", "-n", "--ntasks-per-node"), "cluster.tasks_per_node"),
+    **dict.fromkeys(("--output", "-o", "--error", "-e", "--open-mode"), "output_dir, where the log is OUT/slurm-ID.out"),
+    **dict.fromkeys(("--chdir", "-D"), "the folder where the command is typed"),
+    **dict.fromkeys(("--array", "-a"), "a sweep, bgetrain -m"),
+    "--signal": "cluster.save_before_seconds",
+    **dict.fromkeys(("--requeue", "--no-requeue"), "cluster.max_restarts"),
+}
 
 
 def across(cfg: dict[str, Any]) -> None:
@@ -29,6 +44,8 @@ def across(cfg: dict[str, Any]) -> None:
             f"model.lora={rank} trains adapters, which stage={cfg['stage']['name']} does not: use stage=pairs or stage=finetune, "
             "or model.lora=null"
         )
+    if "sbatch_lines" in cfg["cluster"]:
+        scheduling(cfg, cfg["cluster"])
     if "on_nonfinite" in cfg:
         updates_left_out(cfg["on_nonfinite"])
     if "guide_model" in cfg:
@@ -39,6 +56,49 @@ def across(cfg: dict[str, Any]) -> None:
         mining(cfg["mine"])
     if "every" in cfg.get("evaluate", {}):
         evaluating(cfg["evaluate"])
+
+
+def scheduling(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Rules of cluster=slurm: what its script is to hold must be what SLURM and a shell understand."""
+    if cfg["num_processes"] not in (None, 1):
+        raise ValueError(
+            f"num_processes={cfg['num_processes']} is for one machine; with cluster=slurm ranks are cluster.nodes times "
+            "cluster.tasks_per_node (null: one for each GPU): set those"
+        )
+    for secret in trust.secrets(cfg):
+        raise ValueError(
+            f"{secret} holds a secret, which would stand in job.sbatch for others to read: leave it out, and export it where you "
+            "submit (sbatch takes the environment along), or cluster.setup='[source FILE]' with a file that only you can read"
+        )
+    for key, value in [("output_dir", cfg["output_dir"]), *((f"cluster.{key}", value) for key, value in asked.items())]:
+        listed = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [value]
+        if any(character in str(each) for each in listed for character in "\n\r\0"):
+            raise ValueError(f"{key} holds a line break, which a line of job.sbatch cannot: give one line for each item")
+    limit = asked["time"]
+    seconds = queue.seconds_of(limit) if limit is not None else None
+    if limit is not None and seconds is None:
+        raise ValueError(
+            f"cluster.time={limit} is no time: give minutes, or D-HH:MM:SS or HH:MM:SS in quotes, such as '1-12:00:00'"
+        )
+    if seconds is not None and seconds <= asked["save_before_seconds"]:
+        raise ValueError(
+            f"cluster.time={limit} is over when ranks would be told to save, cluster.save_before_seconds="
+            f"{asked['save_before_seconds']} before: raise the one or lower the other"
+        )
+    if asked["memory"] is not None and not re.fullmatch(r"\d+[KMGT]?", asked["memory"], re.ASCII | re.IGNORECASE):
+        raise ValueError(f"cluster.memory={asked['memory']} is no size: give a number with K, M, G or T, such as 200G")
+    for name in asked["environment"]:
+        if not re.fullmatch(r"[A-Za-z_]\w*", str(name), re.ASCII):
+            raise ValueError(f"cluster.environment has {name!r}, which is no name of a variable: letters, digits and _ alone")
+    for line in asked["sbatch_lines"]:
+        flag = re.split(r"[= ]", line)[0]
+        if not re.fullmatch(r"--?\w[\w-]*", flag):
+            raise ValueError(
+                f"cluster.sbatch_lines has {line!r}: give options of sbatch such as --mail-type=FAIL, without #SBATCH"
+            )
+        flag = flag if flag.startswith("--") else flag[:2]
+        if flag in DECIDED:
+            raise ValueError(f"cluster.sbatch_lines has {line!r}, which is decided by {DECIDED[flag]}")
 
 
 def evaluating(asked: dict[str, Any]) -> None:

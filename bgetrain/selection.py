@@ -169,7 +169,7 @@ def is_free(cfg: DictConfig, key: str) -> bool:
 
 
 def is_mapping(annotation: ast.expr | None) -> bool:
-    return annotation is not None and ast.unparse(annotation).strip("'\"").split("[")[0] in MAPPINGS  # in quotes or not
+    return annotation is not None and ast.unparse(annotation).split("[")[0] in MAPPINGS
 
 
 def in_mapping(cfg: DictConfig, key: str) -> bool:

@@ -1,7 +1,9 @@
 """A sweep: the same command under each combination of the values listed; one after the other, or as job arrays under SLURM."""
 
+import itertools
 import json
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,21 +122,21 @@ def submit(points: Sequence[Point], configs: Sequence[dict[str, Any]], *, dry_ru
             command = Command(point.arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
             due.setdefault(json.dumps(request), []).append((command, request))
     folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(cfg["output_dir"])) for cfg in configs]))
-    for number, same in enumerate(due.values()):
-        # jobs of one array have one size: each size has an array, with its script in a folder of its own
-        array([command for command, _ in same], folder if len(due) == 1 else folder / f"array-{number}", same[0][1], dry_run)
+    for same in due.values():  # jobs of one array have one size
+        array([command for command, _ in same], folder, same[0][1], dry_run)
     if due and not dry_run:
-        say(f"how they stand: bgetrain stage=status output_dir={folder}")
+        say(f"how they stand: bgetrain stage=status output_dir={shlex.quote(str(folder))}")
     return 0
 
 
 def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dry_run: bool) -> None:
-    """Writes and submits one job array."""
-    script = sbatch.write_array(commands, folder, request)
+    """Writes and submits one job array, in a folder of its own: tasks read it when they start, which may be weeks from now."""
+    number = next(number for number in itertools.count(1) if not queue.submitted(f"{folder}/array-{number}"))
+    script = sbatch.write_array(commands, folder / f"array-{number}", request)
     if dry_run:
-        say(" ".join(queue.line(script, array=len(commands), parallel=request["array_parallel"])))
+        say(shlex.join(queue.line(script, array=len(commands), parallel=request["array_parallel"])))
         return
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
-    for number, command in enumerate(commands):
-        queue.note(command.output_dir, f"{id}_{number}", script)
+    for task, command in enumerate(commands):
+        queue.note(command.output_dir, f"{id}_{task}", script)
     say(f"job {id}: an array of {len(commands)}, {chain.words_of(request)} each; to cancel them: scancel {id}")

@@ -122,6 +122,18 @@ def masked(cfg: Any, key: str = "") -> Any:
     return masked_text(cfg) if isinstance(cfg, str) else cfg
 
 
+def secrets(cfg: Any, place: str = "") -> Iterator[str]:
+    """The dotted keys whose values `masked` hides."""
+    if isinstance(cfg, Mapping):
+        for name, value in cfg.items():
+            where = f"{place}.{name}" if place else str(name)
+            if masked({name: value}) != {name: value}:
+                deeper = list(secrets(value, where))
+                yield from deeper or [where]
+    elif isinstance(cfg, list | tuple) and masked(cfg) != cfg:
+        yield place
+
+
 def masked_text(text: str) -> str:
     """A line with its secrets hidden."""
     for value in (os.environ.get(name, "") for name in ENVIRONMENT):

@@ -56,7 +56,9 @@ def test_a_second_command_submits_only_the_tasks_that_are_neither_done_nor_in_th
     capsys.readouterr()
     assert cli.main(command) == 0
     assert [line.split()[0] for line in queue.submitted] == ["--array=0-3", "--array=0-1"]
-    assert list(tasks(queue.submitted[1].split()[-1])) == ["2", "3"]
+    scripts = [line.split()[-1] for line in queue.submitted]
+    assert list(tasks(scripts[1])) == ["2", "3"]
+    assert list(tasks(scripts[0])) == ["0", "1", "2", "3"]  # which tasks that wait, or are requeued, have yet to read
     said = capsys.readouterr().out
     assert "[1/4] seed=1: job 101_0 is there already, running\n" in said
     assert "[2/4] seed=2: already done\n" in said
@@ -73,8 +75,8 @@ def test_combinations_of_other_sizes_are_arrays_of_their_own(queue, tmp_path):
 def test_a_dry_run_of_a_sweep_writes_the_script_and_submits_nothing(queue, tmp_path, capsys):
     assert cli.main(["-m", *STAGE, *SLURM, f"output_dir={tmp_path}/sweep", "seed=1,2", "dry_run=true"]) == 0
     assert queue.submitted == []
-    assert capsys.readouterr().out == f"sbatch --parsable --array=0-1 {tmp_path}/sweep/job.sbatch\n"
-    assert list(tasks(f"{tmp_path}/sweep/job.sbatch")) == ["0", "1"]
+    assert capsys.readouterr().out == f"sbatch --parsable --array=0-1 {tmp_path}/sweep/array-1/job.sbatch\n"
+    assert list(tasks(f"{tmp_path}/sweep/array-1/job.sbatch")) == ["0", "1"]
     assert cli.main(["-m", *STAGE, f"output_dir={tmp_path}/here", "seed=1,2", "dry_run=true"]) == 0  # on this machine: its lines
     assert "seed=2" in capsys.readouterr().out.splitlines()[3]
 

@@ -66,9 +66,8 @@ case $asked$status in yes130 | yes138 | yes143) status=75 ;; esac # one that was
 
 ask # is SLURM about to end it, and will it start it again?
 state=$(fact JobState)
-[ "$status" != 0 ] || { say "done"; exit 0; }
 [ "$status" != 2 ] || { say "something is to be mended (status 2)"; exit 2; }
-[ -z "$stay" ] || { say "stopped (status $status): submit it again to go on"; exit "$status"; }
+[ -z "$stay" ] || [ "$status" = 0 ] || { say "stopped (status $status): submit it again to go on"; exit "$status"; }
 if [ -n "$state" ] && [ "$state" != RUNNING ]; then
     if [ "$(fact Restarts)" -ge "$starts" ]; then
         say "SLURM has put it back into the queue (status $status)"
@@ -78,12 +77,14 @@ if [ -n "$state" ] && [ "$state" != RUNNING ]; then
     say "cancelled (status $status): submit it again to go on from the last checkpoint"
     exit "$status"
 fi
+[ "$status" != 0 ] || { say "done"; exit 0; }
 [ "$status" != 75 ] || back "interrupted"
 [[ $(fact PreemptTime) != [0-9]* ]] || back "pre-empted (status $status)"
 lost=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %T' 2>/dev/null | grep -E 'down|\*' | cut -d' ' -f1 | xargs)
 [ -z "$lost" ] || back "$lost was lost (status $status)"
 failures=$out/failures-$job.txt
-say "failed (status $status) at start $starts" | tee -a "$failures" || { say "cannot count failures in $out: it ends"; exit "$status"; }
+say "failed (status $status) at start $starts"
+mkdir -p "$out" && say "status $status at start $starts" >>"$failures" || { say "it cannot be counted in $out: it ends"; exit "$status"; }
 count=$(wc -l <"$failures")
 [ "$count" -gt @RESTARTS@ ] || back "failure $count, of which @RESTARTS@ are forgiven"
 say "failure $count, of which @RESTARTS@ were forgiven: it ends"

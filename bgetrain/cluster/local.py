@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from bgetrain.cluster import srun
 from bgetrain.cluster.host import claimed_port, count_devices, free_port, keep_memory
 from bgetrain.cluster.place import Command, Place
 
@@ -178,7 +179,7 @@ def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
 
     def pass_on(number: int, _frame: object) -> None:
         nonlocal interrupts, heard_at
-        if time.monotonic() - heard_at < SAME_SECONDS:
+        if time.monotonic() - heard_at < SAME_SECONDS or (interrupts and srun.in_step()):  # SLURM asks several times
             return
         interrupts, heard_at = interrupts + 1, time.monotonic()
         for rank in ranks:

@@ -64,6 +64,7 @@ out=${{run[0]}} run=("${{run[@]:1}}")"""
 
 def put(folder: Path, commands: Sequence[Command], request: Mapping[str, Any], run: str) -> Path:
     """Fills in the template."""
+    request = sized(commands[0], request)
     path, is_array = folder / SCRIPT, len(commands) > 1 or TASKS in run
     first = commands[0]
     log = f"slurm-{'%A_%a' if is_array else '%j'}.out"
@@ -86,6 +87,11 @@ def put(folder: Path, commands: Sequence[Command], request: Mapping[str, Any], r
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(re.sub(r"\n{3,}", "\n\n", text), "utf8")
     return path
+
+
+def sized(command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request, for one task where the stage, such as check, has one process."""
+    return request if command.num_processes is None else {**request, "nodes": 1, "tasks_per_node": command.num_processes}
 
 
 def tasks_per_node(request: Mapping[str, Any]) -> int:
@@ -128,6 +134,8 @@ def options(name: str, log: Path, request: Mapping[str, Any]) -> list[str]:
 def option(key: str, value: object) -> str:
     """`--key=value` as sbatch reads it from a script."""
     text = str(value)
+    if "\n" in text:
+        raise ValueError(f"--{key}={text!r} of job.sbatch holds a line break: use another folder")
     if PLAIN.fullmatch(text):
         return f"--{key}={text}"
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')

@@ -23,29 +23,29 @@ def launch(
     *,
     nodes: "PositiveInt",
     gpus_per_node: "NonNegativeInt",
-    gpu_type: "str | None",
-    gpu_request: "Literal['gpus-per-node', 'gres', 'none']",
+    gpu_type: str | None,
+    gpu_request: Literal["gpus-per-node", "gres", "none"],
     tasks_per_node: "PositiveInt | None",
     cpus_per_task: "PositiveInt | None",
-    memory: "str | None",
-    exclusive: "bool",
-    time: "str | int | None",
-    partition: "str | None",
-    account: "str | None",
-    qos: "str | None",
-    reservation: "str | None",
-    constraint: "str | None",
-    job_name: "str | None",
+    memory: str | None,
+    exclusive: bool,
+    time: str | int | None,
+    partition: str | None,
+    account: str | None,
+    qos: str | None,
+    reservation: str | None,
+    constraint: str | None,
+    job_name: str | None,
     array_parallel: "PositiveInt | None",
-    modules: "list[str]",
-    environment: "Mapping[str, Any]",
-    setup: "list[str]",
-    sbatch_lines: "list[str]",
-    srun_flags: "list[str]",
-    container: "str | None",
-    container_with: "Literal['pyxis', 'apptainer']",
-    container_mounts: "list[str]",
-    python: "str | None",
+    modules: list[str],
+    environment: Mapping[str, Any],
+    setup: list[str],
+    sbatch_lines: list[str],
+    srun_flags: list[str],
+    container: str | None,
+    container_with: Literal["pyxis", "apptainer"],
+    container_mounts: list[str],
+    python: str | None,
     save_before_seconds: "PositiveInt",
     max_restarts: "NonNegativeInt",
     timeout_minutes: "PositiveFloat",
@@ -74,6 +74,11 @@ def launch(
     if place:
         return run(place)
     return start_here(command, request) if srun.in_allocation() else submit(command, request)
+
+
+def runs_here(cluster: Mapping[str, Any]) -> bool:
+    """Whether a command with this node of the config starts or joins ranks, and does not merely submit a job."""
+    return not str(cluster.get("_target_")).startswith(f"{__name__}.") or srun.in_allocation()
 
 
 def submit(command: Command, request: Mapping[str, Any]) -> int:
@@ -106,6 +111,7 @@ def show(id: str, folder: Path) -> None:
 
 def start_here(command: Command, request: Mapping[str, Any]) -> int:
     """Starts the ranks by srun in the allocation that this process is in; returns the exit status of the whole."""
+    request = sbatch.sized(command, request)
     parts = sbatch.srun_parts(request, [str(Path(command.output_dir).absolute())])
     words = [*(word for part in parts for word in part), *command.arguments]
     if command.dry_run:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bgetrain.cluster import srun
 from bgetrain.cluster.local import SAME_SECONDS, SIGNALS, launched
 
 DEAF_SECONDS = 5.0  # until a main thread that has not even noticed a signal is given up
@@ -55,7 +56,11 @@ def heeded(leave: Callable[[], None]) -> Iterator[None]:
 
 
 class Second:
-    """Ends the process at the second signal; called with each one as it comes, and with None in between."""
+    """Ends the process at the second signal; called with each one as it comes, and with None in between.
+
+    Not where srun has started it: SLURM asks before a time limit, again at it and whenever else it wants, which must not cut
+    short what is being saved; it kills when its patience is over, and so does srun at a second Ctrl-C.
+    """
 
     def __init__(self) -> None:
         self.first: tuple[int, float] | None = None
@@ -66,6 +71,8 @@ class Second:
         now = time.monotonic()
         if self.first is None:
             self.first = (number, now)
+        elif srun.in_step():
+            return
         elif number != self.first[0] or now - self.first[1] > (LAUNCHED_SECONDS if launched() else SAME_SECONDS):
             end_by(number)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bgetrain import lock, output, owner
-from bgetrain.cluster import queue
+from bgetrain.cluster import queue, sbatch
 from bgetrain.logger import console
 from bgetrain.steps import Step, noted
 
@@ -115,8 +115,8 @@ def found(folder: Path, name: str, depth: int) -> Iterator[Run]:
 
 
 def is_array(folder: Path) -> bool:
-    """Whether a folder holds the script of a sweep's array rather than a run: its tasks are in folders of their own."""
-    return not (folder / "config.yaml").is_file() and any((each / "job.json").is_file() for each in folder.iterdir())
+    """Whether a folder holds the script of a sweep's array, whose tasks are in folders of their own."""
+    return (folder / sbatch.TASKS).is_file()
 
 
 def in_order(name: str) -> list[tuple[int, str]]:

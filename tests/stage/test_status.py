@@ -163,9 +163,10 @@ def test_a_sweep_and_a_folder_of_runs_show_all_below_in_the_order_of_numbers(que
     folder = tmp_path / "sweep"
     for number in (10, 2):
         begun(folder / str(number))
-        controller.note(folder / str(number), f"7_{number}", folder / "job.sbatch")
-    (folder / "job.sbatch").touch()
-    (folder / "slurm-7_2.out").write_text("ValueError: no\n")
+        controller.note(folder / str(number), f"7_{number}", folder / "array-1/job.sbatch")
+    controller.note(folder / "array-1", "7", folder / "array-1/job.sbatch")
+    (folder / "array-1/jobs.txt").touch()
+    (folder / "array-1/slurm-7_2.out").write_text("ValueError: no\n")
     as_recipe(folder / "3", {"a": []})
     queue.show("7_2|FAILED|0|0:00|NonZeroExitCode", "7_10|RUNNING|0|UNLIMITED|None")
     rows = shown(capsys, folder)
