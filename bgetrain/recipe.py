@@ -156,7 +156,7 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
         try:
             own = [substitute(each, folders, [earlier.name for earlier in steps]) for each in listed]
             complete = [*fit_cluster(own, chosen), overrides.quoted("output_dir", folders[step])]
-            cfg = config.compose([*complete, *chosen])
+            cfg = chain.composed((*complete, *chosen))
             known = dict.fromkeys(key for key, _ in selection.flatten(cfg))
             added = [extra for extra, key in keys.items() if fits(extra, key, known) or selection.in_mapping(cfg, key)]
             if added:

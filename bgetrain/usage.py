@@ -28,7 +28,7 @@ CLOSING = """
 Flags:
   --help         this page; with stage=NAME: every key of that stage
   --cfg job      print the composed config and stop (--resolve: with references filled in)
-  -m             sweep: bgetrain -m stage=finetune optim.lr=1e-5,2e-5
+  -m             sweep: bgetrain -m stage=finetune optim.lr=1e-5,2e-5 (with cluster=slurm a job array)
   --shell-completion install=bash    what Tab needs to complete keys and options (also zsh, fish):
                  eval "$(bgetrain --shell-completion install=bash)"
   --version

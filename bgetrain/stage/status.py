@@ -157,7 +157,8 @@ def standing(run: Run, id: str | None, job: queue.Job | None, earlier: Mapping[s
     left = metrics.get("seconds_left")
     if left is not None:
         left = max(0.0, left - max(0.0, time.time() - (folder / "metrics.jsonl").stat().st_mtime)) if state == "running" else left
-    figures = {name: value for name, value in metrics.items() if name == "loss" or name.endswith("_loss")}
+    losses = (name for name in metrics if name == "loss" or (name.endswith("_loss") and not name.startswith("held_out")))
+    figures = {name: metrics[name] for name in losses if metrics[name] is not None}
     if state == "done":
         ratio, left = 1.0, None
         figures = scores(folder) or figures
