@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
+from bgetrain import config, lock, output, overrides, recipe, selection, steps, sweep, trust, usage
 from bgetrain.cluster import slurm, srun
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, say, told
 from bgetrain.cluster.place import Command, Place
@@ -87,7 +87,10 @@ def answer(arguments: list[str]) -> int:
         shown = OmegaConf.to_container(config.compose(rest, missing=True), resolve=given.resolve)
         print(OmegaConf.to_yaml(trust.masked(shown)), end="")
         return 0
-    return sweep(rest) if given.multirun else run(rest)
+    if given.multirun:
+        rest, dry_run = without_dry_run(rest)
+        return sweep.run(rest, run, refuse, dry_run=dry_run)
+    return run(rest)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -122,38 +125,6 @@ def complete_words(arguments: list[str]) -> int:
     return 0
 
 
-def sweep(arguments: Sequence[str]) -> int:
-    """Runs a job for each combination of the values listed, having checked all of them; returns the first bad status."""
-    jobs = overrides.jobs(arguments, {group: selection.options(group) for group in selection.groups()})
-    folders = [checked_folder(job) for job in jobs]
-    if len(set(folders)) < len(jobs):  # unless the sweep itself parts them, each gets a folder by its number
-        folders = [f"{folder}/{number}" for number, folder in enumerate(folders)]
-    statuses = []
-    for number, (job, folder) in enumerate(zip(jobs, folders, strict=True), 1):
-        print(f"[{number}/{len(jobs)}] {trust.masked_text(' '.join(each for each in job if each not in arguments))}", flush=True)
-        others = [each for each in job if not each.startswith("output_dir=")]
-        try:
-            statuses.append(run([*others, overrides.quoted("output_dir", folder)]))
-        except ValueError as error:
-            statuses.append(refuse(error))
-        if statuses[-1] == INTERRUPTED:
-            break
-    return next((status for status in statuses if status), 0)
-
-
-def checked_folder(job: Sequence[str]) -> str:
-    """Composes one job of a sweep and returns the folder that it would write to.
-
-    Raises:
-        ValueError: the job cannot run.
-    """
-    if any(each.startswith("recipe=") for each in job):
-        own, extras = recipe.split(job)
-        recipe.plan(own["recipe"], recipe.folder_of(own), extras)
-        return recipe.folder_of(own)
-    return str(config.compose(job).output_dir)
-
-
 def run_stage(arguments: Sequence[str]) -> int:
     """Runs the stage that the overrides select, on all its ranks; returns the exit status.
 
@@ -180,7 +151,10 @@ def run_stage(arguments: Sequence[str]) -> int:
             say("  " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         return 0
     command = Command(arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
-    return int(call(cfg["cluster"], on_this_rank, command))
+    status = int(call(cfg["cluster"], on_this_rank, command))
+    if status == 0 and is_first() and not dry_run:
+        steps.conclude(cfg["output_dir"])
+    return status
 
 
 def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:

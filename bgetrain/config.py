@@ -87,6 +87,7 @@ class Config:
     save_async: "bool"
     on_nonfinite: "str"
     preflight: "bool"
+    format: "Literal['table', 'json']"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

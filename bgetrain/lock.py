@@ -98,6 +98,21 @@ def check(output_dir: str) -> None:
         wait(folder, owner, patience, began)
 
 
+def holder(output_dir: str) -> Owner | None:
+    """Who holds the folder, as far as can be told without waiting; None: nobody."""
+    folder = Path(output_dir)
+    try:
+        descriptor = os.open(folder / NAME, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        owner = read(descriptor)
+        patience = obstacle(folder, descriptor, owner, ask(descriptor, fcntl.LOCK_SH))
+        return owner if patience in (0.0, WAIT_SECONDS) else None
+    finally:
+        os.close(descriptor)
+
+
 def taken(folder: Path, name: bytes) -> int:
     """Waits for the lock as long as that makes sense, and takes it; returns its descriptor.
 

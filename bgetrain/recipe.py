@@ -1,43 +1,27 @@
 """Recipes: an ordered mapping of step name to the overrides one would type, with `${step}` for that step's folder."""
 
 import difflib
+import os
 import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
 
-from bgetrain import config, output, overrides, selection
+from bgetrain import chain, config, output, overrides, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
+from bgetrain.steps import Step, done, note, outdated, report
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
 MOST, DEEPEST = 1000, 20  # overrides of a step, and lists within lists of them: a few lines of anchors make millions
-RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
-
-
-class Step(NamedTuple):
-    """One step, ready to run.
-
-    Attributes:
-        name: in the recipe.
-        overrides: complete; as a command line they do the same.
-        output_dir: where its outputs go.
-        needs: names of the steps whose folders it reads.
-    """
-
-    name: str
-    overrides: list[str]
-    output_dir: str
-    needs: list[str]
 
 
 def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> int:
-    """Runs the steps of `recipe=NAME` that are not done; returns the exit status.
+    """Runs the steps of `recipe=NAME` that are not done, or submits them under SLURM; returns the exit status.
 
     Args:
         arguments: `recipe=NAME [dry_run=true] [from=STEP] [output_dir=PATH]` and overrides for every step that has the key.
@@ -51,11 +35,17 @@ def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> 
     name, folder = own["recipe"], folder_of(own)
     steps = plan(name, folder, extras)
     first_anew = start_again(steps, own.get("from"))
-    if own.get("dry_run", "false").lower() == "true":
+    dry_run = own.get("dry_run", "false").lower() == "true"
+    if chain.is_wanted(steps):
+        check_folders(steps[:first_anew], name)
+        return chain.submit(Path(name).stem, folder, steps, first_anew, dry_run=dry_run)
+    if dry_run:
         for number, step in enumerate(steps):
             print(shlex.join(["bgetrain", *step.overrides, *(["resume=never"] if number >= first_anew else [])]))
         return 0
     check_folders(steps[:first_anew], name)
+    if is_first():
+        note(folder, Path(name).stem, steps, {})
     began, ran = time.monotonic(), False
     for number, step in enumerate(steps):
         say(f"[{number + 1}/{len(steps)}] {step.name}")
@@ -84,7 +74,7 @@ def folder_of(own: dict[str, str]) -> str:
         raise ValueError(
             f"output_dir={folder}: give a path of letters, digits and . _ - / alone, for the steps' overrides hold it"
         )
-    return value
+    return os.path.expanduser(value)
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -159,17 +149,19 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
     recipe = load(name)
     folders = {step: f"{folder}/{step}" for step in recipe}
     keys = {extra: parsed.key_or_group for extra, parsed in zip(extras, overrides.parse(extras), strict=True)}
+    chosen = [extra for extra, key in keys.items() if key == "cluster"]
     unused, known_anywhere = dict(keys), dict.fromkeys(OWN_KEYS)
     steps: list[Step] = []
     for step, listed in recipe.items():
         try:
-            own = [substitute(each, folders, [done.name for done in steps]) for each in listed]
-            complete = [*own, overrides.quoted("output_dir", folders[step])]
-            known = dict.fromkeys(key for key, _ in selection.flatten(config.compose(complete)))
-            added = [extra for extra, key in keys.items() if fits(extra, key, known)]
+            own = [substitute(each, folders, [earlier.name for earlier in steps]) for each in listed]
+            complete = [*fit_cluster(own, chosen), overrides.quoted("output_dir", folders[step])]
+            cfg = chain.composed((*complete, *chosen))
+            known = dict.fromkeys(key for key, _ in selection.flatten(cfg))
+            added = [extra for extra, key in keys.items() if fits(extra, key, known) or selection.in_mapping(cfg, key)]
             if added:
                 complete[-1:-1] = added
-                config.compose(complete)
+            chain.composed(tuple(complete))
         except ValueError as error:
             raise ValueError(f"recipe={name}, step {step}: {error}") from error
         known_anywhere |= known
@@ -177,6 +169,9 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
         needs = [other for other in recipe if any(f"${{{other}}}" in each for each in listed)]
         steps.append(Step(step, complete, folders[step], needs))
     for key in unused.values():
+        has = [option for option, known in cluster_keys().items() if key.startswith("cluster.") and key.split(".")[1] in known]
+        if has:
+            raise ValueError(f"recipe={name}: {key} is a key of cluster={' and cluster='.join(has)}: add that")
         near = selection.nearest(key, list(known_anywhere), "bgetrain stage=NAME --help")
         raise ValueError(f"recipe={name}: no step has a key {key!r}{near}")
     return steps
@@ -185,6 +180,40 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
 def fits(extra: str, key: str, known: dict[str, None]) -> bool:
     """Whether a step with the keys `known` takes an extra override; `+engine.x=1` goes where there is an engine."""
     return key in known or (extra.startswith("+") and "." in key and key.partition(".")[0] in known)
+
+
+def fit_cluster(listed: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """Leaves out what a step says of clusters that are not the chosen one: sizes of jobs are of no use to one machine.
+
+    Args:
+        listed: overrides of a step.
+        chosen: `cluster=NAME` of the command line, which wins over the step's; or nothing.
+
+    Raises:
+        ValueError: a key that no cluster has.
+    """
+    keys = [each.key_or_group for each in overrides.parse(listed)]
+    kept = [each for each, key in zip(listed, keys, strict=True) if not (key == "cluster" and chosen)]
+    sizes = {each: key.split(".")[1] for each, key in zip(listed, keys, strict=True) if key.startswith("cluster.")}
+    if not sizes:
+        return kept
+    known = cluster_keys()
+    for each, key in sizes.items():
+        if not any(key in keys for keys in known.values()):
+            near = selection.nearest(f"cluster.{key}", [f"cluster.{key}" for keys in known.values() for key in keys])
+            raise ValueError(f"{each}: conf/cluster has no key {key!r}{near}")
+    others = [each for each in kept if each not in sizes]
+    try:
+        option = config.choices([*others, *chosen])["cluster"]
+    except config.FAULTS:  # said better when all is composed
+        return others
+    return [each for each in kept if each not in sizes or sizes[each] in known[option]]
+
+
+def cluster_keys() -> dict[str, list[str]]:
+    """The options of `conf/cluster` with their keys."""
+    paths = {option: selection.CONF / "cluster" / f"{option}.yaml" for option in selection.options("cluster")}
+    return {option: list(yaml.safe_load(path.read_text("utf8"))) for option, path in paths.items()}
 
 
 def substitute(override: str, folders: dict[str, str], earlier: Sequence[str]) -> str:
@@ -220,50 +249,9 @@ def check_folders(steps: Sequence[Step], name: str) -> None:
         ValueError: the first such folder, with the ways out.
     """
     for step in steps:
-        cfg = OmegaConf.to_container(config.compose(step.overrides), resolve=True)
-        assert isinstance(cfg, dict)
         try:
-            output.standing({str(key): value for key, value in cfg.items()})
+            output.standing(chain.composed(tuple(step.overrides)))
         except ValueError as error:
             told = str(error).partition(": choose another")[0]
             ways = f"choose another output_dir, or from={step.name} to start again there"
             raise ValueError(f"recipe={name}, step {step.name}: {told}: {ways}") from error
-
-
-def done(step: Step) -> bool:
-    return (Path(step.output_dir) / "result.json").exists()
-
-
-def outdated(step: Step, steps: Sequence[Step]) -> bool:
-    """Whether a step that it reads has finished after this one did."""
-    if not done(step):
-        return False
-    needed = [other for other in steps if other.name in step.needs]
-    finished = output.result(step.output_dir).get("finished_at", 0.0)
-    return any(output.result(other.output_dir).get("finished_at", 0.0) > finished for other in needed if done(other))
-
-
-def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None) -> None:
-    """Writes the recipe's `result.json` and shows the ladder of its evaluations."""
-    from bgetrain.logger import console
-
-    results = {step.name: output.result(step.output_dir) for step in steps}
-    rungs = [step for step in steps if results[step.name].get("metrics") is not None]
-    ladder = [{"step": step.name.removeprefix(RUNG), **results[step.name]["metrics"]} for step in rungs]
-    bm25 = next((results[step.name]["bm25"] for step in rungs if "bm25" in results[step.name]), None)
-    figures = {"steps": results, "ladder": ladder, **({"bm25": bm25} if bm25 else {})}
-    output.finish(folder, f"recipe {name}", figures)
-    if ladder:
-        columns = ["ndcg@10", "mrr@10", "recall@100"]
-        rows = [[rung["step"], *(rung[column] for column in columns)] for rung in ladder]
-        if bm25:
-            rows.append(["BM25", *(bm25[column] for column in columns)])
-        took = "" if seconds is None else f": {seconds / 60:.1f} min"
-        console.table(f"{name}{took}", ["", *columns], rows)
-    models = [step.output_dir for step in steps if (Path(step.output_dir) / "model").is_dir()]
-    if models:
-        print(
-            f"Your model is {models[-1]}/model. Try it on your own texts: "
-            f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER output_dir=outputs/mine, "
-            f'or in Python: SentenceTransformer("{models[-1]}/model").encode(["..."])'
-        )

@@ -172,7 +172,7 @@ def is_mapping(annotation: ast.expr | None) -> bool:
     return annotation is not None and ast.unparse(annotation).split("[")[0] in MAPPINGS
 
 
-def in_mapping(cfg: DictConfig, key: str) -> bool:
+def in_mapping(cfg: Mapping[str, Any] | DictConfig, key: str) -> bool:
     """Whether `key` stands inside a mapping whose keys are the user's, such as data.columns.query."""
     group, _, rest = key.partition(".")
     target = (cfg.get(group) or {}).get("_target_") if "." in rest else None

@@ -16,7 +16,8 @@ INTRODUCTION = """bgetrain trains text-embedding models the way BGE was trained,
 Usage:
   bgetrain stage=NAME [GROUP=OPTION] [KEY=VALUE]    run one stage
   bgetrain recipe=NAME [KEY=VALUE]                  run a recipe's steps in order
-      dry_run=true: print their command lines; from=STEP: start again there
+      dry_run=true: print their command lines; from=STEP: start again there; cluster=slurm: submit a job for each
+  bgetrain stage=status [output_dir=FOLDER]         how runs and jobs stand: state, progress, losses, time left
 
 Examples:
   bgetrain recipe=quickstart
@@ -27,7 +28,7 @@ CLOSING = """
 Flags:
   --help         this page; with stage=NAME: every key of that stage
   --cfg job      print the composed config and stop (--resolve: with references filled in)
-  -m             sweep: bgetrain -m stage=finetune optim.lr=1e-5,2e-5
+  -m             sweep: bgetrain -m stage=finetune optim.lr=1e-5,2e-5 (with cluster=slurm a job array)
   --shell-completion install=bash    what Tab needs to complete keys and options (also zsh, fish):
                  eval "$(bgetrain --shell-completion install=bash)"
   --version

@@ -41,31 +41,47 @@ class Job(NamedTuple):
         return self.state in OVER
 
 
-def submit(script: Path, *, after: Sequence[str] = (), after_any: Sequence[str] = (), array: int | None = None) -> str:
+def submit(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> str:
     """Submits a script and returns the job's id, which it also notes in job.json beside the script.
 
     Args:
         script: job.sbatch.
         after: jobs that must have ended well (afterok); where one fails this one is cancelled.
-        after_any: jobs that must have ended.
         array: number of tasks of a job array, 0 to array - 1.
+        parallel: tasks of the array that may run at once; None: any number.
 
     Raises:
         ValueError: sbatch is missing or refuses, with its own words.
     """
-    conditions = [":".join([kind, *ids]) for kind, ids in (("afterok", after), ("afterany", after_any)) if ids]
-    words = ["sbatch", "--parsable"]
-    if conditions:
-        words += [f"--dependency={','.join(conditions)}", "--kill-on-invalid-dep=yes"]
-    if array is not None:
-        words.append(f"--array=0-{array - 1}")
-    answer = asked([*words, str(script)])
+    answer = asked(line(script, after=after, array=array, parallel=parallel))
     found = re.fullmatch(r"(\d+)(;.*)?", answer.strip().rpartition("\n")[2])  # sites' own filters may print lines above
     if not found:
         raise ValueError(f"sbatch has answered {answer.strip()!r}, which is no job's number")
-    note = {"id": found[1], "script": str(script), "submitted_at": time.time()}
-    (script.parent / NOTE).write_text(json.dumps(note, indent=2) + "\n", "utf8")
+    note(script.parent, found[1], script)
     return found[1]
+
+
+def line(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> list[str]:
+    """The words of `submit` as one would type them."""
+    words = ["sbatch", "--parsable"]
+    if after:  # a site may leave jobs in the queue whose turn never comes
+        words += [f"--dependency={':'.join(['afterok', *after])}", "--kill-on-invalid-dep=yes"]
+    if array is not None:
+        words.append(f"--array=0-{array - 1}{'' if parallel is None else f'%{parallel}'}")
+    return [*words, str(script)]
+
+
+def note(folder: str | Path, id: str, script: Path) -> None:
+    """Notes in job.json of an output folder which job is to make the run in it.
+
+    Args:
+        folder: of the run.
+        id: of the job, or of a task of an array.
+        script: of the job; the log is beside it.
+    """
+    facts = {"id": id, "script": str(script), "submitted_at": time.time()}
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    (Path(folder) / NOTE).write_text(json.dumps(facts, indent=2) + "\n", "utf8")
 
 
 def submitted(output_dir: str) -> str | None:
@@ -74,6 +90,16 @@ def submitted(output_dir: str) -> str | None:
         return str(json.loads((Path(output_dir) / NOTE).read_text("utf8"))["id"])
     except (OSError, ValueError, KeyError, TypeError):  # a file of that name that is not ours
         return None
+
+
+def log(output_dir: str) -> Path | None:
+    """What the job that was last submitted for a folder has written; None where there is none."""
+    try:
+        facts = json.loads((Path(output_dir) / NOTE).read_text("utf8"))
+        path = Path(facts["script"]).parent / f"slurm-{facts['id']}.out"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return path if path.is_file() else None
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:

@@ -36,6 +36,7 @@ def launch(
     reservation: str | None,
     constraint: str | None,
     job_name: str | None,
+    array_parallel: "PositiveInt | None",
     modules: list[str],
     environment: Mapping[str, Any],
     setup: list[str],

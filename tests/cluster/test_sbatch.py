@@ -116,7 +116,7 @@ LINES = [
     ({"heartbeat_seconds": 7.5}, "        --kill-on-bad-exit=0 --wait=68 --export=ALL \\"),
     ({"port": 29500}, "export MASTER_PORT=29500"),
 ]
-ELSEWHERE = {"_target_", "timeout_minutes"}  # a rank reads it, like the heartbeat
+ELSEWHERE = {"_target_", "timeout_minutes", "array_parallel"}  # read by a rank, like the heartbeat, and by sbatch's --array
 
 
 def test_every_key_is_tried():

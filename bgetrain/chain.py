@@ -1,0 +1,208 @@
+"""A recipe under SLURM: a job for each step that is not done, which waits for those whose folders it reads.
+
+Jobs make a graph, not a line: a step waits for the steps that it names as `${step}`, and for no others. What steps share
+besides are caches of rows, of docstrings and of embeddings, and these bear two runs at once: rows are read under a lock, all
+of them are written beside their place and moved there when whole. Two steps that begin together may do the same work twice,
+which costs less than an evaluation that holds up the training behind it.
+"""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from bgetrain import config, lock, output
+from bgetrain.cluster import queue, sbatch, srun
+from bgetrain.cluster.local import is_first, say
+from bgetrain.cluster.place import Command
+from bgetrain.steps import Step, done, note, noted, outdated, report
+
+SLURM = "bgetrain.cluster.slurm.launch"
+
+
+class Link(NamedTuple):
+    """A step in the chain.
+
+    Attributes:
+        step: of the recipe.
+        cfg: its config, plain.
+        job: queued or running for its folder; None: none is.
+        due: "done", "kept" where `job` will do it, "submit", or "anew" to submit it from its beginning.
+    """
+
+    step: Step
+    cfg: dict[str, Any]
+    job: queue.Job | None
+    due: str
+
+
+def is_wanted(steps: Sequence[Step]) -> bool:
+    """Whether steps are to be submitted: they are for SLURM, and this process has no nodes of it to run them on.
+
+    Raises:
+        ValueError: some steps are for SLURM and others are not.
+    """
+    chosen = any(each.startswith("cluster=") for step in steps for each in step.overrides)
+    if srun.in_allocation() or not chosen:
+        return False
+    others = [step.name for step in steps if plain(step)["cluster"]["_target_"] != SLURM]
+    if 0 < len(others) < len(steps):
+        raise ValueError(f"step {others[0]} is not for cluster=slurm where others are: give cluster=NAME for all of them")
+    return not others
+
+
+def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dry_run: bool) -> int:
+    """Submits the steps that are not done and have no job yet; returns the exit status.
+
+    Args:
+        name: of the recipe.
+        folder: of the recipe.
+        steps: in order.
+        first_anew: number of the step from which all begin anew.
+        dry_run: write the scripts, and print how they would be submitted.
+
+    Raises:
+        ValueError: a step that cannot be submitted; what was submitted before it stays, and is named.
+    """
+    known = noted(folder)
+    links = due(steps, first_anew, known[2] if known else {})
+    if all(link.due == "done" for link in links):
+        if not dry_run and is_first():
+            report(name, folder, steps, None)
+        return 0
+    if dry_run:
+        return show(links, name)
+    submitted = {step: words for step, words in (known[2] if known else {}).items() if step in {each.name for each in steps}}
+    ids: dict[str, str] = {}
+    new: list[str] = []
+    for number, link in enumerate(links, 1):
+        step, place = link.step, f"[{number}/{len(links)}] {link.step.name}"
+        if link.due == "done":
+            say(f"{place}: already done")
+            continue
+        if link.due == "kept":
+            assert link.job is not None
+            ids[step.name] = link.job.id
+            say(f"{place}: job {link.job.id} is there already, {state(link.job)}")
+            continue
+        after = [ids[other] for other in step.needs if other in ids]
+        try:
+            begin_anew(link)
+            ids[step.name] = queue.submit(written(link, name), after=after)
+        except ValueError as error:
+            there = f"submitted before it, and kept: {', '.join(new)}" if new else "nothing was submitted before it"
+            again = "the same command goes on" if first_anew == len(links) else "the same command without from= goes on"
+            raise ValueError(f"recipe={name}, step {step.name}: {error}; {there}; {again}") from error
+        submitted[step.name] = list(step.overrides)
+        note(folder, name, steps, submitted)  # each time: where the next one is refused, this one is known
+        new.append(f"{step.name} (job {ids[step.name]})")
+        waits = f" after {' and '.join(after)}" if after else ""
+        say(f"{place}: job {ids[step.name]}{waits}, {words_of(link.cfg['cluster'])}")
+    say(f"how they stand: bgetrain stage=status output_dir={shlex.quote(folder)}")
+    if new:
+        say(f"to cancel them: scancel {' '.join(ids.values())}")
+    return 0
+
+
+def due(steps: Sequence[Step], first_anew: int, submitted: Mapping[str, Sequence[str]]) -> list[Link]:
+    """What is to be done about each step.
+
+    Args:
+        steps: in order.
+        first_anew: number of the step from which all begin anew.
+        submitted: step -> the overrides of its last job.
+
+    Raises:
+        ValueError: another process works in a step's folder, or a job with other values waits to do so.
+    """
+    ids = {step.name: queue.submitted(step.output_dir) for step in steps}
+    asked = [each for each in ids.values() if each]
+    jobs = queue.jobs(asked) if asked else {}
+    links: list[Link] = []
+    moving: set[str] = set()  # steps whose outputs will change
+    for number, step in enumerate(steps):
+        job = jobs.get(ids[step.name] or "")
+        job = None if job is None or job.is_over else job
+        if job and list(submitted.get(step.name, step.overrides)) != step.overrides:
+            raise ValueError(f"step {step.name}: {conflict(job, submitted[step.name], step.overrides)}")
+        if done(step):  # a job that has written this is about to end
+            stays = number < first_anew and not outdated(step, steps) and not moving & set(step.needs)
+            what = "done" if stays else "anew"
+        else:
+            what = "kept" if job else "anew" if number >= first_anew else "submit"
+        if what in ("submit", "anew"):
+            lock.check(step.output_dir)
+        if what != "done":
+            moving.add(step.name)
+        links.append(Link(step, plain(step), job, what))
+    return links
+
+
+def conflict(job: queue.Job, old: Sequence[str], new: Sequence[str]) -> str:
+    """Says that a job stands in the way, and by which overrides it differs from the one that is asked for."""
+    gone, come = ([each for each in one if each not in other] for one, other in ((old, new), (new, old)))
+    was = f" ({' '.join(gone)})" if gone else ""
+    return f"job {job.id}, {state(job)}, is of other values{was}, now {' '.join(come) or 'without'}: scancel {job.id} first"
+
+
+def begin_anew(link: Link) -> None:
+    """Empties the folder of a step that is to begin anew, once: a job that was requeued must not do so each time."""
+    if link.due == "anew":
+        with lock.held(link.step.output_dir):
+            output.claim({**link.cfg, "resume": "never"})
+
+
+def written(link: Link, name: str) -> Path:
+    """Writes the step's job.sbatch, under the name of the recipe and its own in the queue; returns its path."""
+    cfg, step = link.cfg, link.step
+    command = Command(step.overrides, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], False)
+    request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
+    return sbatch.write(command, {**request, "job_name": request["job_name"] or f"{name}-{step.name}"})
+
+
+def show(links: Sequence[Link], name: str) -> int:
+    """Writes the scripts, and prints the lines of shell that submit them; returns the exit status."""
+    for link in links:
+        if link.due in ("done", "kept"):
+            why = "done already" if link.due == "done" else f"job {link.job.id if link.job else ''} is there already"
+            say(f"# {link.step.name}: {why}")
+            continue
+        by_name = {each.step.name: each for each in links}
+        after = [variable(by_name[other]) for other in link.step.needs if by_name[other].due != "done"]
+        # the ids that sbatch will print stand as variables of the shell, which quotes would hide
+        line = queue.line(written(link, name), after=after)
+        words = " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in line)
+        say(f"{re.sub(r'[^A-Za-z0-9_]', '_', f'job_{link.step.name}')}=$({words})")
+    return 0
+
+
+def variable(link: Link) -> str:
+    """The id of a job in the lines of a dry run."""
+    return link.job.id if link.job else "$" + re.sub(r"[^A-Za-z0-9_]", "_", f"job_{link.step.name}")
+
+
+def plain(step: Step) -> dict[str, Any]:
+    return composed(tuple(step.overrides))
+
+
+@cache
+def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The config of a step, plain, once for all who ask; not to be changed."""
+    found: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
+    return dict(found)
+
+
+def state(job: queue.Job) -> str:
+    """A job's state in small letters, with the reason where there is one."""
+    return f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
+
+
+def words_of(request: Mapping[str, Any]) -> str:
+    """The size of a job."""
+    nodes, gpus, tasks = request["nodes"], request["gpus_per_node"], request["tasks_per_node"]
+    each = f"{gpus} GPU{'s' * (gpus != 1)}" if gpus else f"{tasks or 1} rank{'s' * (tasks not in (None, 1))}"
+    return f"{nodes} node{'s' * (nodes != 1)} of {each}"

@@ -1,0 +1,253 @@
+"""A recipe as jobs: which are submitted, after which others, and what a second command does; by a stand-in for SLURM."""
+
+import json
+import re
+import shlex
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+import yaml
+from queues import Queue
+
+from bgetrain import chain, cli, output, recipe, steps
+
+# `left` and `right` read `root`; `last` reads both; `alone` reads nothing
+DIAMOND = """
+root: [stage=tokenizer, data=text, "data.files=[{texts}]", model=tiny, cluster.nodes=1]
+alone: [stage=tokenizer, data=text, "data.files=[{texts}]", model=tiny]
+left: [stage=evaluate, data=beir, data.path=x, "model.path=${{root}}/model", cluster.nodes=2]
+right: [stage=evaluate, data=beir, data.path=x, "model.path=${{root}}/model", "cluster.environment={{A: b}}"]
+last: [stage=finetune, "data=jsonl", "data.files=[${{left}}/train.jsonl, ${{right}}/train.jsonl]", "model.path=x"]
+"""
+SLURM = ("cluster=slurm", "cluster.gpus_per_node=0")
+
+
+@pytest.fixture
+def queue(tmp_path, monkeypatch) -> Queue:
+    made = Queue(tmp_path / "slurm")
+    monkeypatch.setenv("PATH", f"{made.folder}:/usr/bin:/bin")
+    for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return made
+
+
+@pytest.fixture
+def diamond(tmp_path) -> list[str]:
+    """The arguments that run the recipe into `out`."""
+    (tmp_path / "diamond.yaml").write_text(DIAMOND.format(texts=tmp_path / "texts.jsonl"))
+    return [f"recipe={tmp_path}/diamond.yaml", f"output_dir={tmp_path}/out"]
+
+
+def finish(folder: Path, step: str, **figures) -> None:
+    """Leaves what a step that is done leaves, under the config that its recipe has for it."""
+    made = next(each for each in plan(folder) if each.name == step)
+    output.claim(chain.plain(made))
+    output.finish(made.output_dir, "any", figures)
+
+
+@cache
+def plan(folder: Path) -> list[steps.Step]:
+    return recipe.plan(f"{folder.parent}/diamond.yaml", str(folder), list(SLURM))
+
+
+def dependencies(queue: Queue) -> dict[str, set[str]]:
+    """Step -> the numbers of the jobs that it waits for."""
+    found = {}
+    for line in queue.submitted:
+        words = line.split()
+        after = [each for each in words if each.startswith("--dependency=")]
+        found[Path(words[-1]).parent.name] = set(after[0].removeprefix("--dependency=afterok:").split(":")) if after else set()
+        assert ("--kill-on-invalid-dep=yes" in words) == bool(after)
+    return found
+
+
+def test_each_step_waits_for_those_whose_folders_it_reads_and_for_no_others(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert dependencies(queue) == {"root": set(), "alone": set(), "left": {"101"}, "right": {"101"}, "last": {"103", "104"}}
+    said = capsys.readouterr().out
+    assert "[3/5] left: job 103 after 101, 2 nodes of 1 rank\n" in said
+    assert said.endswith("to cancel them: scancel 101 102 103 104 105\n")
+    nodes = {
+        step: re.search(r"--nodes=(\d)", (tmp_path / "out" / step / "job.sbatch").read_text())[1] for step in ("root", "left")
+    }
+    assert nodes == {"root": "1", "left": "2"}
+
+
+def test_a_second_command_submits_only_what_is_neither_done_nor_in_the_queue(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    finish(tmp_path / "out", "root")
+    queue.show(
+        "101|COMPLETED|0|0:00|None",
+        "102|FAILED|0|0:00|NonZeroExitCode",
+        "103|RUNNING|0|1:00|None",
+        "104|CANCELLED|0|0:00|None",
+        "105|CANCELLED|0|0:00|DependencyNeverSatisfied",
+    )
+    before = len(queue.submitted)
+    assert cli.main([*diamond, *SLURM]) == 0
+    again = queue.submitted[before:]
+    assert [Path(each.split()[-1]).parent.name for each in again] == ["alone", "right", "last"]
+    assert "--dependency" not in again[0] + again[1]
+    assert "--dependency=afterok:103:107 " in again[2]
+    said = capsys.readouterr().out
+    assert "[1/5] root: already done\n" in said
+    assert "[3/5] left: job 103 is there already, running\n" in said
+
+
+def test_a_refusal_in_mid_chain_names_what_is_submitted_and_the_same_command_goes_on(queue, diamond, capsys):
+    queue.refuse(103)
+    assert cli.main([*diamond, *SLURM]) == 2
+    said = capsys.readouterr().err
+    assert "step left: " in said
+    assert "Invalid qos" in said
+    assert said.endswith("; submitted before it, and kept: root (job 101), alone (job 102); the same command goes on\n")
+    queue.refuse(0)
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert dependencies(queue) == {"root": set(), "alone": set(), "left": {"101"}, "right": {"101"}, "last": {"103", "104"}}
+
+
+def test_a_dry_run_writes_every_script_and_lines_that_a_shell_can_run(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM, "dry_run=true"]) == 0
+    assert queue.submitted == []
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("=")[0] for line in lines] == ["job_root", "job_alone", "job_left", "job_right", "job_last"]
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("job.sbatch")) == [
+        "alone",
+        "last",
+        "left",
+        "right",
+        "root",
+    ]
+    subprocess.run(["sh", "-ec", "\n".join(lines)], check=True)
+    assert dependencies(queue) == {"root": set(), "alone": set(), "left": {"101"}, "right": {"101"}, "last": {"103", "104"}}
+    assert not list((tmp_path / "out").rglob("job.json"))
+
+
+def test_from_submits_that_step_and_the_later_ones_anew_and_empties_their_folders_once(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left", "right", "last"):
+        finish(tmp_path / "out", step)
+    queue.show()
+    before = len(queue.submitted)
+    assert cli.main([*diamond, *SLURM, "from=right"]) == 0
+    assert [Path(each.split()[-1]).parent.name for each in queue.submitted[before:]] == ["right", "last"]
+    assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == ["alone", "left", "root"]
+    # in the script it is an ordinary run, which goes on wherever its checkpoints are when it is started again
+    assert "resume=never" not in (tmp_path / "out/right/job.sbatch").read_text()
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert len(queue.submitted) == before + 2
+
+
+def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_path):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left", "last"):  # right was lost
+        finish(tmp_path / "out", step)
+    queue.show()
+    before = len(queue.submitted)
+    assert cli.main([*diamond, *SLURM]) == 0
+    again = queue.submitted[before:]
+    assert [Path(each.split()[-1]).parent.name for each in again] == ["right", "last"]
+    assert "--dependency=afterok:106 " in again[1]
+
+
+def test_other_values_than_those_of_a_job_in_the_queue_are_refused(queue, diamond, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert cli.main([*diamond, *SLURM, "seed=3"]) == 2
+    assert (
+        "step root: job 101, pending (Priority), is of other values, now seed=3: scancel 101 first\n" in capsys.readouterr().err
+    )
+    assert len(queue.submitted) == 5
+
+
+def test_a_folder_that_another_process_works_in_is_refused(queue, diamond, tmp_path, capsys):
+    from bgetrain import lock
+
+    with lock.held(str(tmp_path / "out" / "alone")):
+        assert cli.main([*diamond, *SLURM]) == 2
+    assert "out/alone is in use by process" in capsys.readouterr().err
+    assert queue.submitted == []
+
+
+def test_inside_an_allocation_the_steps_run_in_order_and_nothing_is_submitted(queue, diamond, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    ran = []
+    monkeypatch.setattr(recipe, "report", lambda *_: None)
+    assert recipe.run([*diamond, *SLURM], lambda overrides: ran.append(overrides[0]) or 0) == 0
+    assert len(ran) == 5
+    assert queue.submitted == []
+
+
+def test_the_job_that_ends_last_writes_the_ladder_and_no_other(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    scores = {"metrics": {"ndcg@10": 0.5, "mrr@10": 0.4, "recall@100": 0.9}}
+    out = tmp_path / "out"
+    for step, figures in (("root", {}), ("left", scores), ("right", {}), ("last", {}), ("alone", {})):
+        assert not (out / "result.json").exists()
+        finish(out, step, **figures)
+        steps.conclude(str(out / step))
+    assert json.loads((out / "result.json").read_text())["ladder"] == [{"step": "left", **scores["metrics"]}]
+    assert "0.5000  0.4000" in capsys.readouterr().out
+    before = (out / "result.json").stat().st_mtime_ns
+    steps.conclude(str(out / "last"))  # a job that was started again at its very end
+    assert (out / "result.json").stat().st_mtime_ns == before
+    (out / "result.json").unlink()
+    assert cli.main([*diamond, *SLURM]) == 0  # all done: the command itself writes and shows it
+    assert json.loads((out / "result.json").read_text())["ladder"] == [{"step": "left", **scores["metrics"]}]
+    assert len(queue.submitted) == 5
+
+
+# --- cluster.* of a step ----------------------------------------------------------------------------------------------
+
+
+def planned(tmp_path: Path, text: str, *extras: str) -> dict[str, list[str]]:
+    """Step -> its overrides of the cluster."""
+    (tmp_path / "sizes.yaml").write_text(text)
+    made = recipe.plan(f"{tmp_path}/sizes.yaml", "out", list(extras))
+    return {step.name: [each for each in step.overrides if each.startswith("cluster")] for step in made}
+
+
+def test_a_steps_size_counts_under_the_cluster_that_has_such_a_key_alone(tmp_path):
+    text = "a: [stage=tokenizer, cluster.nodes=6, cluster.timeout_minutes=9, cluster.environment.X=1]\nb: [stage=tokenizer]"
+    assert planned(tmp_path, text) == {"a": ["cluster.timeout_minutes=9"], "b": []}
+    sizes = ["cluster.nodes=6", "cluster.timeout_minutes=9", "cluster.environment.X=1", "cluster=slurm"]
+    assert planned(tmp_path, text, "cluster=slurm") == {"a": sizes, "b": ["cluster=slurm"]}
+    asked = ("cluster=slurm", "cluster.partition=low", "cluster.environment.Y=2")
+    assert planned(tmp_path, text, *asked) == {"a": [*sizes, *asked[1:]], "b": list(asked)}
+
+
+def test_a_step_may_choose_a_cluster_and_the_command_line_wins_over_it(tmp_path):
+    text = "a: [stage=tokenizer, cluster=slurm, cluster.nodes=6]"
+    assert planned(tmp_path, text) == {"a": ["cluster=slurm", "cluster.nodes=6"]}
+    assert planned(tmp_path, text, "cluster=local") == {"a": ["cluster=local"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "extras", "said"),
+    [
+        ("a: [stage=tokenizer, cluster.node=6]", [], "conf/cluster has no key 'node'; did you mean cluster.nodes"),
+        ("a: [stage=tokenizer]", ["cluster.partition=x"], "cluster.partition is a key of cluster=slurm: add that"),
+        ("a: [stage=tokenizer]", ["cluster=slrum"], "did you mean slurm?"),
+        ("a: [stage=tokenizer, cluster.nodes=0]", ["cluster=slurm"], "cluster.nodes must be a whole number above 0, got 0"),
+    ],
+)
+def test_a_key_that_no_cluster_has_is_refused_with_the_nearest(tmp_path, text, extras, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        planned(tmp_path, text, *extras)
+
+
+def test_steps_for_different_machines_are_refused(queue, tmp_path, capsys):
+    (tmp_path / "two.yaml").write_text("a: [stage=tokenizer]\nb: [stage=tokenizer, cluster=slurm]")
+    assert cli.main([f"recipe={tmp_path}/two.yaml", f"output_dir={tmp_path}/out"]) == 2
+    assert "step a is not for cluster=slurm where others are" in capsys.readouterr().err
+
+
+def test_a_script_holds_the_steps_own_command(queue, diamond, tmp_path):
+    """What a step does is fixed when it is submitted: a recipe that is edited while it waits changes nothing."""
+    assert cli.main([*diamond, *SLURM, "seed=5"]) == 0
+    script = (tmp_path / "out/left/job.sbatch").read_text()
+    words = shlex.split(script[script.index("run=(") + 5 :].partition("\n)")[0])
+    assert {"stage=evaluate", f"model.path={tmp_path}/out/root/model", "seed=5", f"output_dir={tmp_path}/out/left"} <= set(words)
+    assert yaml.safe_load((tmp_path / "out/steps.json").read_text())["recipe"] == "diamond"
