@@ -1,8 +1,11 @@
-"""`python -m bgetrain`: the same as the command `bgetrain`."""
+"""`python -m bgetrain` and the command `bgetrain`."""
 
 import sys
+from typing import NoReturn
 
-if __name__ == "__main__":
+
+def run() -> NoReturn:
+    """Runs one command and ends this process."""
     try:
         from bgetrain.cli import main
         from bgetrain.cluster.local import leave
@@ -10,3 +13,7 @@ if __name__ == "__main__":
         leave(main())
     except KeyboardInterrupt:  # while importing
         sys.exit(75)
+
+
+if __name__ == "__main__":
+    run()
