@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from bgetrain import config, lock, output, overrides, recipe, selection, steps, sweep, trust, usage
 from bgetrain.cluster import slurm, srun
-from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, say, told
+from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, launched, say, told
 from bgetrain.cluster.place import Command, Place
+from bgetrain.cluster.wire import AbandonedError
 from bgetrain.engine import interrupts
 from bgetrain.target import call, named
 
@@ -174,9 +175,14 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
     from bgetrain.cluster import pulse
 
     try:
-        world = distributed.start(place.rank, place.size, place.local_rank, place.local_size, place.timeout_minutes)
+        world = distributed.start(
+            place.rank, place.size, place.local_rank, place.local_size, place.timeout_minutes,
+            threads=place.threads, has_own_gpus=place.has_own_gpus, meet=place.meet,
+        )  # fmt: skip
     except ValueError as error:
         return refuse(error)
+    except AbandonedError:
+        return CRASH
     limits = {"heartbeat_seconds": place.heartbeat_seconds, "timeout_minutes": place.timeout_minutes}
     with pulse.beating(world, folder=Path(cfg["output_dir"]) / "stacks", **limits) as beat:
         status, together = watched(cfg, world, beat)
@@ -212,7 +218,7 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
     except Exception as error:
         why = beat.explain(error) if beat and distributed.is_lost_contact(error) else None
         if why is None and told():  # another rank has left, and this one met a closed connection
-            return INTERRUPTED, False
+            return INTERRUPTED if launched() else CRASH, False
         if why is None:
             complain(trust.masked_text("".join(traceback.format_exception(error)).rstrip()))
         elif why.line and not told():

@@ -21,26 +21,45 @@ T = TypeVar("T")
 CALLS = itertools.count()  # of `after_first`, in the same order on every rank
 
 
-def start(rank: int, size: int, local_rank: int, local_size: int, timeout_minutes: float) -> World:
+def start(
+    rank: int,
+    size: int,
+    local_rank: int,
+    local_size: int,
+    timeout_minutes: float,
+    *,
+    threads: int | None = None,
+    has_own_gpus: bool = False,
+    meet: Callable[[float], Any] | None = None,
+) -> World:
     """Joins the process group, or returns the one that this process is in.
 
-    Several ranks meet at MASTER_ADDR:MASTER_PORT; a single one needs no port. CPU tensors travel by gloo, GPU tensors
-    by NCCL.
+    Several ranks meet at MASTER_ADDR:MASTER_PORT, or where `meet` says; a single one needs no port. CPU tensors travel by
+    gloo, GPU tensors by NCCL. `cluster.place.Place` says what the arguments are.
+
+    Raises:
+        ValueError: fewer GPUs than ranks; or the ranks do not find each other.
     """
     on_gpu = torch.cuda.is_available()
-    if on_gpu and local_size > torch.cuda.device_count():
+    if on_gpu and not has_own_gpus and local_size > torch.cuda.device_count():
         raise ValueError(f"num_processes={local_size} exceeds the {torch.cuda.device_count()} GPUs of this machine")
-    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
+    device = torch.device("cuda", 0 if has_own_gpus else local_rank) if on_gpu else torch.device("cpu")
+    torch.set_num_threads(threads or max(1, len(os.sched_getaffinity(0)) // local_size))
     if on_gpu:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         # a rank's own watch is on for `timeout_minutes`; it tells more than the backend, which should come second
         timeout = timedelta(minutes=1.1 * timeout_minutes, seconds=5)
-        store = dist.HashStore() if size == 1 else None
+        store = dist.HashStore() if size == 1 else store_at(meet(60 * timeout_minutes), timeout) if meet else None
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timeout, store=store)
     return World(rank, size, local_rank, local_size, device)
+
+
+def store_at(meeting: Any, timeout: timedelta) -> dist.Store:
+    """The ranks' store, kept by the rank that has the listener."""
+    kept = {"is_master": meeting.listener is not None, "master_listen_fd": meeting.listener}
+    return dist.TCPStore(meeting.host, meeting.port, None, timeout=timeout, wait_for_workers=False, **kept)
 
 
 def stop() -> None:

@@ -44,6 +44,7 @@ LIGHT = [
     *("recipe", "chain", "steps", "sweep", "stage.status"),
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
+    *("cluster.desk", "cluster.guest", "cluster.wire"),
     *("cluster.local", "cluster.place", "cluster.srun", "cluster.slurm", "cluster.sbatch", "cluster.queue"),
     "__main__",
 ]

@@ -73,7 +73,7 @@ def on_ranks(
 ) -> int:
     """As `launch`, for the command `line` on `count` ranks; None: one per device."""
     prepare()
-    place = joined(timeout_minutes, heartbeat_seconds)
+    place = joined(timeout_minutes, heartbeat_seconds, port)
     if place:
         return run(place)
     count = count or count_devices()
@@ -90,26 +90,38 @@ def prepare() -> None:
     keep_memory()
 
 
-def joined(timeout_minutes: float, heartbeat_seconds: float) -> Place | None:
-    """This process among the ranks that a launcher, torchrun or srun has started; None where none has."""
+def joined(timeout_minutes: float, heartbeat_seconds: float, port: int | None = None) -> Place | None:
+    """This process among the ranks that a launcher, torchrun or srun has started; None where none has.
+
+    Raises:
+        ValueError: `port`, where ranks of srun are to meet, is in use.
+    """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return None
     watch_lifeline()
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    if srun.is_rank():
+        local_rank = srun.local_rank()
+        if port:
+            srun.DESKS[0].move(port)
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
     return Place(
         rank=int(os.environ["RANK"]),
         size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1)),
+        local_size=local_size,
         timeout_minutes=timeout_minutes,
         heartbeat_seconds=heartbeat_seconds,
+        threads=srun.threads(local_size),
+        has_own_gpus=srun.is_rank() and srun.has_own_gpus(),
+        meet=srun.meet if srun.is_rank() else None,
     )
 
 
 def alone(timeout_minutes: float, heartbeat_seconds: float) -> Place:
     """The only rank."""
     os.environ.setdefault("LOCAL_RANK", "0")  # deepspeed insists on it
-    return Place(0, 1, 0, 1, timeout_minutes, heartbeat_seconds)
+    return Place(0, 1, 0, 1, timeout_minutes, heartbeat_seconds, srun.threads(1))
 
 
 def leave(status: int) -> NoReturn:
@@ -117,6 +129,7 @@ def leave(status: int) -> NoReturn:
 
     Taken down in order, a thread of torch's now and then outlives its owner and aborts the process, and with it the run.
     """
+    srun.close(status)
     if "RANK" in os.environ:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -130,6 +143,7 @@ def end_here(status: int) -> NoReturn:
     """Ends this process from any thread, wherever the main one is."""
     for last in BEFORE_END:
         last()
+    srun.close(status)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -264,17 +278,19 @@ def launched() -> bool:
 
 def told() -> bool:
     """Whether another rank, or the launcher, has said why the run ends; this rank need not add what follows from it."""
+    if srun.is_rank():
+        return srun.DESKS[0].told()
     folder = os.environ.get(COMPLAINTS)
     own = f"{int(os.environ.get('RANK', 0)):06d}"
     return bool(folder) and Path(str(folder)).is_dir() and any(each.name != own for each in Path(str(folder)).iterdir())
 
 
 def complain(line: str) -> None:
-    """Says one line of error: through the launcher where there is one, so that equal lines of all ranks come once."""
+    """Says one line of error: through the launcher, or rank 0 of srun's, so that equal lines of all ranks come once."""
     folder = os.environ.get(COMPLAINTS)
     if folder and Path(folder).is_dir():
         (Path(folder) / f"{int(os.environ.get('RANK', 0)):06d}").write_text(line, "utf8")
-    else:
+    elif not (srun.is_rank() and srun.DESKS[0].say(line)):
         print(line if is_first() else f"[rank {os.environ['RANK']}] {line}", file=sys.stderr)
 
 

@@ -1,7 +1,10 @@
 """What a launcher is asked to start, and where each rank finds itself."""
 
 import sys
+from collections.abc import Callable
 from typing import NamedTuple
+
+from bgetrain.cluster.wire import Meeting
 
 
 class Command(NamedTuple):
@@ -37,6 +40,9 @@ class Place(NamedTuple):
         local_size: ranks on this machine.
         timeout_minutes: how long a collective may wait.
         heartbeat_seconds: how long a rank may be silent.
+        threads: for computing; None: this process's cores, divided by `local_size`.
+        has_own_gpus: this process sees no other's GPUs, and takes the first.
+        meet: finds the other ranks within some seconds; None: they are at MASTER_ADDR:MASTER_PORT.
     """
 
     rank: int
@@ -45,3 +51,6 @@ class Place(NamedTuple):
     local_size: int
     timeout_minutes: float
     heartbeat_seconds: float
+    threads: int | None = None
+    has_own_gpus: bool = False
+    meet: Callable[[float], Meeting] | None = None

@@ -192,7 +192,8 @@ class Pulse:
             time.sleep(2 * STACKS_SECONDS)
         self.judging = False
         found = self.until(
-            lambda: Departure(INTERRUPTED, "") if told() else self.followed() or self.missing(self.moment), 2 * self.moment
+            lambda: Departure(INTERRUPTED, "") if launched() and told() else self.followed() or self.missing(self.moment),
+            2 * self.moment,
         )
         if found is None and distributed.is_timeout(error):
             found = self.stuck()
