@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, lock, output, overrides, recipe, selection, trust, usage
+from bgetrain import config, lock, output, overrides, planning, recipe, selection, trust, usage
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, Place, complain, end_here, is_first, say, told
 from bgetrain.engine import interrupts
 from bgetrain.target import call, named
@@ -90,6 +90,8 @@ def answer(arguments: list[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a recipe or a stage; returns the exit status."""
+    if "stage=plan" in arguments:
+        return planning.run(arguments)
     if any(each.startswith("recipe=") for each in arguments):
         return recipe.run(arguments, run_stage)
     return run_stage(arguments)

@@ -22,6 +22,10 @@ from torch.utils.flop_counter import flop_registry
 KERNEL_ROW = 4  # bytes of a query's log-sum-exp that fused attention keeps
 # floating-point operations of fused attention, in products of [L, E] with [E, L]: it makes the scores anew going back
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
+IN_PLACE = {
+    torch.ops.aten.addmm_: torch.ops.aten.addmm,
+    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
+}  # torch counts the latter
 DROPOUTS = (functional.dropout, torch.dropout, torch._VF.dropout)
 
 
@@ -52,15 +56,14 @@ class Ledger(TorchDispatchMode):
 
     Args:
         outside: tensors that are counted elsewhere, such as parameters.
-        found: bool tensor's key (`key`) -> how many of its elements are True; others have none.
-        share: of True elements in a bool tensor of which nothing is known.
+        found: bool tensor's key (`key`) -> how many of its elements are True; of others all are.
     """
 
-    def __init__(self, outside: Iterable[Tensor], found: Mapping[int, int], share: float) -> None:
+    def __init__(self, outside: Iterable[Tensor], found: Mapping[int, int]) -> None:
         super().__init__()
         self.outside = [each.untyped_storage() for each in outside]  # held, so that no other takes their keys
         self.known = {each._cdata for each in self.outside}
-        self.found, self.share = found, share
+        self.found = dict(found)
         self.alive: dict[int, Any] = {}
         self.live = self.peak = self.gradients = self.fresh = self.flops = 0
 
@@ -74,8 +77,14 @@ class Ledger(TorchDispatchMode):
             if func is torch.ops.aten.index.Tensor:
                 args = (args[0], self.places(args[1]), *args[2:])
             result = func(*args, **kwargs)
-            if func._overloadpacket in flop_registry:
-                self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=result))
+            if func is torch.ops.aten.index.Tensor and result.dtype == torch.bool and key(args[0]) in self.found:
+                self.found[key(result)] = self.found[key(args[0])]  # some of its rows, all that are True among them
+                self.outside.append(result.untyped_storage())
+            formula = flop_registry.get(IN_PLACE.get(func._overloadpacket, func._overloadpacket))
+            if formula is not None:
+                self.flops += int(
+                    formula(*args, **{name: each for name, each in kwargs.items() if name != "out"}, out_val=result)
+                )
         for each in tree_leaves(result):
             if isinstance(each, Tensor):
                 self.enter(each)
@@ -107,7 +116,7 @@ class Ledger(TorchDispatchMode):
             self.gradients += storage.nbytes()
 
     def count(self, tensor: Tensor) -> int:
-        return self.found.get(key(tensor), round(self.share * tensor.numel()))
+        return self.found.get(key(tensor), tensor.numel())
 
     def places(self, indices: Iterable[Tensor | None]) -> list[Tensor | None]:
         """Numbers in place of bool indices, which have no known count on the meta device."""
@@ -196,7 +205,6 @@ def rehearse(
     *,
     device: str,
     found: Mapping[int, int],
-    share: float,
     lists: Mapping[int, list[int]],
     backward: bool,
 ) -> Pass:
@@ -207,11 +215,10 @@ def rehearse(
         forward: calls it, and returns what a gradient is given to.
         device: cpu | cuda, whose kernels are meant.
         found: as `Ledger` has it.
-        share: likewise.
         lists: as `Kernels` has it.
         backward: whether there is a backward pass; without one nothing is kept.
     """
-    ledger = Ledger([*module.parameters(), *module.buffers()], found, share)
+    ledger = Ledger([*module.parameters(), *module.buffers()], found)
     trained = [each for each in module.parameters() if each.requires_grad]
     hooks = [each.register_post_accumulate_grad_hook(ledger.grown) for each in trained] if backward else []
     with ExitStack() as stack:
@@ -222,7 +229,9 @@ def rehearse(
         size = output.untyped_storage().nbytes()
         if backward:
             # past torch.autograd.backward, around which torch takes the modes off that checkpoints need going back
-            _engine_run_backward((output,), (torch.empty_like(output),), False, False, (), allow_unreachable=True, accumulate_grad=True)
+            _engine_run_backward(
+                (output,), (torch.empty_like(output),), False, False, (), allow_unreachable=True, accumulate_grad=True
+            )
     for hook in hooks:
         hook.remove()
     for each in trained:
