@@ -105,7 +105,7 @@ def encoded(module: BiEncoder, setting: Setting, texts: int, length: int, *, tra
     if module.packed:
         lengths = empty(texts, dtype=torch.int64)
         lists[key(lengths)] = [length] * texts
-        chunk = (empty(texts * length, dtype=torch.int64), lengths)
+        chunk: tuple[Tensor, Tensor | None] = (empty(texts * length, dtype=torch.int64), lengths)
     else:
         mask = empty(texts, length, dtype=torch.bool) if setting.padded and texts > 1 else None
         chunk = (empty(texts, length, dtype=torch.int64), mask)

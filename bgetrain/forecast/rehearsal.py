@@ -22,10 +22,8 @@ from torch.utils.flop_counter import flop_registry
 KERNEL_ROW = 4  # bytes of a query's log-sum-exp that fused attention keeps
 # floating-point operations of fused attention, in products of [L, E] with [E, L]: it makes the scores anew going back
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
-IN_PLACE = {
-    torch.ops.aten.addmm_: torch.ops.aten.addmm,
-    torch.ops.aten.baddbmm_: torch.ops.aten.baddbmm,
-}  # torch counts the latter
+ATEN = torch.ops.aten
+IN_PLACE = {ATEN.addmm_: ATEN.addmm, ATEN.baddbmm_: ATEN.baddbmm}  # torch has formulas of the latter
 DROPOUTS = (functional.dropout, torch.dropout, torch._VF.dropout)
 
 
@@ -69,15 +67,15 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:  # what a mask holds is not known: as if there were padding
+        if func is ATEN._local_scalar_dense.default:  # what a mask holds is not known: as if there were padding
             return False if args[0].dtype == torch.bool else 0
-        if func is torch.ops.aten.nonzero.default:
+        if func is ATEN.nonzero.default:
             result = args[0].new_empty(self.count(args[0]), args[0].ndim, dtype=torch.int64)
         else:
-            if func is torch.ops.aten.index.Tensor:
+            if func is ATEN.index.Tensor:
                 args = (args[0], self.places(args[1]), *args[2:])
             result = func(*args, **kwargs)
-            if func is torch.ops.aten.index.Tensor and result.dtype == torch.bool and key(args[0]) in self.found:
+            if func is ATEN.index.Tensor and result.dtype == torch.bool and key(args[0]) in self.found:
                 self.found[key(result)] = self.found[key(args[0])]  # some of its rows, all that are True among them
                 self.outside.append(result.untyped_storage())
             formula = flop_registry.get(IN_PLACE.get(func._overloadpacket, func._overloadpacket))
@@ -222,16 +220,15 @@ def rehearse(
     trained = [each for each in module.parameters() if each.requires_grad]
     hooks = [each.register_post_accumulate_grad_hook(ledger.grown) for each in trained] if backward else []
     with ExitStack() as stack:
-        for each in (torch.device("meta"), Kernels(device, ledger, lists), ledger, torch.set_grad_enabled(backward)):
-            stack.enter_context(each)
+        for mode in (torch.device("meta"), Kernels(device, ledger, lists), ledger, torch.set_grad_enabled(backward)):
+            stack.enter_context(mode)
         output = forward()
         kept, highest, flops = ledger.live, ledger.peak, ledger.flops
         size = output.untyped_storage().nbytes()
         if backward:
             # past torch.autograd.backward, around which torch takes the modes off that checkpoints need going back
-            _engine_run_backward(
-                (output,), (torch.empty_like(output),), False, False, (), allow_unreachable=True, accumulate_grad=True
-            )
+            gradient = torch.empty_like(output)
+            _engine_run_backward((output,), (gradient,), False, False, (), allow_unreachable=True, accumulate_grad=True)
     for hook in hooks:
         hook.remove()
     for each in trained:

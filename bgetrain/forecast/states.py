@@ -1,7 +1,7 @@
 """What DeepSpeed holds and sends for a model under each ZeRO stage, as version 0.19 does it.
 
-n trained parameters, W ranks, b bytes of a number in the compute dtype. Files named are those of deepspeed/runtime. Stages 0 to 2
-in fp32 and bf16 were held against counts of real engines on a CPU; fp16, stage 3 and all that is a GPU's alone is read from source.
+n trained parameters, W ranks, b bytes of a number in the compute dtype. Files named are those of deepspeed/runtime. What stands
+in fp32 and bf16 was held against counts of real engines on a CPU; fp16 and all that is a GPU's alone is read from source.
 """
 
 from typing import NamedTuple

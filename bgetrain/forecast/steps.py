@@ -28,7 +28,7 @@ class Work(NamedTuple):
     tokens: int
 
     @property
-    def count(self) -> int:
+    def passes(self) -> int:
         return sum(self.chunks.values())
 
 
@@ -83,7 +83,7 @@ class Scores(NamedTuple):
 
     @property
     def loss(self) -> int:
-        """Bytes while the loss is computed and goes back: embeddings as they came, in order, their gradients; the pool likewise."""
+        """Bytes while it is computed and goes back: embeddings as they came, in order, their gradients; the pool likewise."""
         pool = FP32 * self.pool * self.width
         copies = 2 * FP32 * (self.texts + self.pool) * self.widths
         judged = FP32 * self.guide * (self.texts + self.pool)
@@ -110,7 +110,7 @@ def contrastive(states: States, work: Work, pass_of: Callable[[Shape], Pass], sc
     held = sum(each.kept * times for each, times in passes)
     if mode == "cached":
         back = {"embeddings": 2.0 * scores.own}
-        found = backwards(states, [each for each, _ in passes], work.count > 1)
+        found = backwards(states, [each for each, _ in passes], work.passes > 1)
         loss = {"gradients": float(states.standing), **embedding}
     else:
         back = {"embeddings": 2.0 * scores.own}
@@ -139,11 +139,11 @@ def backwards(states: States, passes: Sequence[Pass], several: bool) -> dict[str
 def summed(states: States, work: Work, pass_of: Callable[[Shape], Pass], masks: Callable[[Shape], int]) -> Moments:
     """Moments of a step whose loss is a sum over chunks: masked auto-encoding; `masks`: bytes while a chunk's are drawn."""
     passes = [pass_of(shape) for shape in work.chunks]
-    found = backwards(states, passes, work.count > 1)
+    found = backwards(states, passes, work.passes > 1)
     drawn = float(max(map(masks, work.chunks)))
-    standing = float(states.gradients if work.count > 1 else states.standing)
+    standing = float(states.gradients if work.passes > 1 else states.standing)
     buckets = float(states.buckets)
-    masked = {"activations": drawn, "gradients": standing, "buckets": buckets if work.count > 1 else 0.0}
+    masked = {"activations": drawn, "gradients": standing, "buckets": buckets if work.passes > 1 else 0.0}
     return moments(states, {"masks": masked, "chunk": {**found, "buckets": buckets}})
 
 

@@ -164,7 +164,7 @@ class Training:
         one = partial(pass_of, choice.checkpointing)
         size, plan = passes.counts(self.module(choice.checkpointing)), self.plan(choice.zero_stage)
         held = states.states(size, plan)
-        rows, backwards, forwards = 0, work.count, work.count
+        rows, backwards, forwards = 0, work.passes, work.passes
         if self.objective is not None:
             masks = self.cfg["masking"]["decoder_masks"] if self.objective.query else 1
             found = steps.summed(held, work, one, lambda shape: passes.masks_bytes(*shape, masks, self.kind))
@@ -173,7 +173,7 @@ class Training:
             found = steps.contrastive(held, work, one, self.scores, choice.mode)
             flops = steps.flops(work, one, choice.mode) + self.scores.flops
             rows = self.scores.pool if self.scores.gathered else 0
-            backwards, forwards = (1, 1) if choice.mode == "single" else (work.count, 2 * work.count)
+            backwards, forwards = (1, 1) if choice.mode == "single" else (work.passes, 2 * work.passes)
         width = self.encoder.config.hidden_size
         moved = states.sent(size, plan, rows=rows, width=width, backwards=backwards, forwards=forwards)
         share = size.trained / (self.ranks if choice.zero_stage else 1)

@@ -14,7 +14,6 @@ from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Ratio
 
 GB = 10**9
 TRAINING, ENCODING = ("retromae", "pairs", "finetune"), ("mine", "evaluate", "filter")
-COMPUTE_KEYS = ("products", "exchange", "update")
 
 
 def asked(
@@ -137,7 +136,7 @@ def described(
     return {
         "choice": outcome.choice.keys(),
         "mode": outcome.choice.mode,
-        "chunks": steps.work(scene.texts, outcome.choice.chunk_tokens).count,
+        "chunks": steps.work(scene.texts, outcome.choice.chunk_tokens).passes,
         "moments": {name: dict(kinds) for name, kinds in outcome.moments.items()},
         "peak_bytes": peak,
         "peak_at": at,
@@ -241,8 +240,7 @@ def training_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
         "memory": verdict(plan, figures),
         "a step": f"{figures['tokens_per_step']:,} tokens, {figures['flops_per_step'] / 1e15:.3g} PFLOP over all ranks",
         "sent by a rank": ", ".join(f"{name} {size / GB:.3g} GB" for name, size in sent.items() if size) or "nothing",
-        "time per step": f"{figures['seconds_per_step']:.3g} s: "
-        + ", ".join(f"{key} {seconds[key]:.3g}" for key in COMPUTE_KEYS),
+        "time per step": f"{figures['seconds_per_step']:.3g} s: " + ", ".join(f"{key} {x:.3g}" for key, x in seconds.items()),
         "the run": length_of(plan, figures, f"{figures['steps']:,} steps" if figures["steps"] else ""),
     }
     better = figures["better"]

@@ -115,8 +115,7 @@ def encoding(cfg: Config, asked: Config, encoder: Encoder) -> tuple[Moments, int
     size = passes.counts(module)
     weights = dtype.itemsize * (size.trained + size.frozen)
     works = [(work, partial(lambda each, _: each, each)) for work, each in found]
-    moments = max(
-        (steps.encoding(weights, *each, encoder.config.hidden_size) for each in works), key=lambda one: steps.peak(one)[1]
-    )
+    held = [steps.encoding(weights, *each, encoder.config.hidden_size) for each in works]
+    moments = max(held, key=lambda one: steps.peak(one)[1])
     query_flops, passage_flops = (each.forward_flops // max(work.chunks)[0] for work, each in found)
     return moments, query_flops, passage_flops
