@@ -1,14 +1,18 @@
 """What stage=plan foresees beside what real runs hold: peak memory on this machine's CPU, one process.
 
-    python benchmarks/plan.py                 all cells; about 20 minutes on two busy cores, at most 4 GB at a time, Linux only
+    python benchmarks/plan.py                 all cells; about 15 minutes on two busy cores, at most 4 GB at a time, Linux only
     python benchmarks/plan.py --only retromae
+    python benchmarks/plan.py --allocator default
 
-Each cell is two real commands: the run, and the plan of the same overrides. Measured is `memory_gb` of metrics.jsonl (the peak of
-resident memory) of the second step, less that of a run of a tiny model on two texts, which is what imports and tokenizer take.
-Texts are as long as allowed, all of one length, so that batches hold what the plan says.
+Each cell is a real command and the plan of the same overrides. Measured is `memory_gb` of metrics.jsonl (the peak of resident
+memory) of the second step, less that of a run of a tiny model on two texts, which is what imports and tokenizer take. Texts are
+as long as allowed, all of one length, so that batches hold what the plan says. The C library is told to give freed blocks back at
+once; as it comes it keeps them, and the peak is the allocator's.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
@@ -21,6 +25,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 30522
+PROMPT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
 
 
 class Size(NamedTuple):
@@ -48,13 +53,18 @@ class Cell(NamedTuple):
 def cells(folder: Path) -> Iterator[Cell]:
     """Every run of the table."""
     for (size, queries, tokens), mode, checkpointing in (
-        (sizes, mode, checkpointing) for sizes in CONTRASTIVE for mode in ("single", "cached") for checkpointing in (False, True)
+        (sizes, mode, on) for sizes in CONTRASTIVE for mode in ("single", "cached") for on in both(sizes[0])
     ):
         own = [f"global_batch={queries}", f"chunk_tokens={tokens}", f"step_mode={mode}"]
         yield Cell(f"pairs, {mode}", size, pairs(folder, size, own, checkpointing))
-    for (size, texts, tokens), checkpointing in ((sizes, checkpointing) for sizes in RETROMAE for checkpointing in (False, True)):
+    for (size, texts, tokens), checkpointing in ((sizes, on) for sizes in RETROMAE for on in both(sizes[0])):
         own = [f"global_batch={texts}", f"chunk_tokens={tokens}"]
         yield Cell("retromae", size, retromae(folder, size, own, checkpointing))
+
+
+def both(size: str) -> tuple[bool, ...]:
+    """Whether layers are computed anew: both ways at one size."""
+    return (False, True) if size == "6 x 512" else (False,)
 
 
 def shared(folder: Path, size: str, checkpointing: bool) -> list[str]:
@@ -99,20 +109,19 @@ def write(folder: Path) -> None:
     (folder / "pairs.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows), "utf8")
 
 
-def command(*words: str) -> str:
-    """Stdout of a bgetrain command."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+def command(words: list[str], allocator: dict[str, str]) -> None:
+    """Runs bgetrain with two threads."""
+    environment = os.environ | allocator | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-m", "bgetrain", *words], env=environment, capture_output=True, text=True, cwd=ROOT)
     if done.returncode:
         raise SystemExit(f"{' '.join(words)}\n{done.stderr}")
-    return done.stdout
 
 
-def measured(overrides: list[str], folder: Path) -> float:
+def measured(overrides: list[str], folder: Path, allocator: dict[str, str]) -> float:
     """Bytes at the peak, up to the second step."""
     stage, *others = overrides
     with tempfile.TemporaryDirectory(dir=folder) as output:
-        command(f"stage={stage}", *others, "num_processes=1", f"output_dir={output}/run")
+        command([f"stage={stage}", *others, "num_processes=1", f"output_dir={output}/run"], allocator)
         lines = [json.loads(line) for line in (Path(output) / "run/metrics.jsonl").read_text("utf8").splitlines()]
     return float(next(line["memory_gb"] for line in lines if line["step"] == 2)) * 1e9
 
@@ -121,14 +130,20 @@ def foreseen(overrides: list[str]) -> dict[str, Any]:
     """The plan's figures."""
     stage, *others = overrides
     own = ["plan.gpu=cpu", "plan.gpus=1", "plan.padding=false", "plan.search=false", "plan.json=-"]
-    figures: dict[str, Any] = json.loads(command("stage=plan", f"plan.stage={stage}", *own, *others))["steps"][0]
+    from bgetrain import planning
+
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        planning.run(["stage=plan", f"plan.stage={stage}", *own, *others])
+    figures: dict[str, Any] = json.loads(said.getvalue())["steps"][0]
     return figures
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="a part of the names")
+    parser.add_argument("--allocator", choices=["prompt", "default"], default="prompt", help="how freed blocks are given back")
     options = parser.parse_args()
+    allocator = PROMPT if options.allocator == "prompt" else {}
     sys.path.insert(0, str(ROOT))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
@@ -137,15 +152,14 @@ def main() -> None:
             "pairs": pairs(folder, "tiny", ["global_batch=2", "chunk_tokens=128", "step_mode=single"], False),
             "retromae": retromae(folder, "tiny", ["global_batch=2", "chunk_tokens=256"], False),
         }
-        nothing = {
-            stage: measured(each, folder) - foreseen(each)["peak_bytes"] for stage, each in empty.items() if options.only in stage
-        }
+        chosen = {stage: each for stage, each in empty.items() if options.only in stage}
+        nothing = {stage: measured(each, folder, allocator) - foreseen(each)["peak_bytes"] for stage, each in chosen.items()}
         print(f"imports, tokenizer and data: {', '.join(f'{stage} {size / 1e6:.0f} MB' for stage, size in nothing.items())}\n")
         print("| step | layers x width | checkpointing | chunks | foreseen MB | at | measured MB | foreseen / measured |")
         print("|---|---|---|---|---|---|---|---|", flush=True)
         for cell in cells(folder):
             if options.only in cell.name:
-                figures, found = foreseen(cell.overrides), measured(cell.overrides, folder)
+                figures, found = foreseen(cell.overrides), measured(cell.overrides, folder, allocator)
                 found -= nothing[cell.overrides[0]]
                 on = "on" if "model.gradient_checkpointing=true" in cell.overrides else "off"
                 print(

@@ -1,5 +1,6 @@
 """The passes of each stage over one chunk, rehearsed: encoder, masked auto-encoder, and a model as it is."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -60,7 +61,7 @@ def backbone(encoder: Encoder, setting: Setting, *, masked_lm: bool) -> Any:
 
     factory = AutoModelForMaskedLM if masked_lm else AutoModel
     with torch.device(ELSEWHERE):
-        made = factory.from_config(encoder.config)
+        made = factory.from_config(copy.deepcopy(encoder.config))  # the model keeps it, and notes its attention there
         if getattr(made, "pooler", None) is not None:
             made.pooler = None
         if setting.checkpointing:

@@ -19,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-KERNEL_ROW = 4  # bytes of a query's log-sum-exp that fused attention keeps
 # floating-point operations of fused attention, in products of [L, E] with [E, L]: it makes the scores anew going back
 FORWARD_PRODUCTS, BACKWARD_PRODUCTS = 2, 5
 ATEN = torch.ops.aten
@@ -133,12 +132,13 @@ def key(tensor: Tensor) -> int:
 
 
 class FusedAttention(torch.autograd.Function):
-    """The shapes of a fused kernel: no scores are kept, but the log-sum-exp of each row, and a mask as numbers."""
+    """The shapes of a fused kernel for [n, heads, L, E]: no scores are kept, but the log-sum-exp of each row, and a mask as numbers."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ledger: Ledger) -> Tensor:
         rows = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        texts, heads, length, _ = query.shape
+        output = query.new_empty(texts, length, heads, value.shape[-1]).transpose(1, 2)  # as kernels lay it: no copy follows
         # a boolean mask becomes one of numbers, for each layer anew; it is not widened to the heads
         numbers = None if mask is None else mask.new_empty(mask.shape, dtype=query.dtype) if mask.dtype == torch.bool else mask
         ctx.products = 2 * query.numel() * key.shape[-2]
