@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import hydra
 from omegaconf import OmegaConf
 
-from bgetrain import config, lock, output, overrides, recipe, selection, steps, sweep, trust, usage
+from bgetrain import config, lock, output, overrides, planning, recipe, selection, steps, sweep, trust, usage
 from bgetrain.cluster import slurm, srun
 from bgetrain.cluster.local import INTERRUPTED, USER_ERROR, complain, end_here, is_first, launched, say, told
 from bgetrain.cluster.place import Command, Place
@@ -96,6 +96,8 @@ def answer(arguments: list[str]) -> int:
 
 def run(arguments: Sequence[str]) -> int:
     """Runs a recipe or a stage; returns the exit status."""
+    if "stage=plan" in arguments:
+        return planning.run(arguments)
     srun.adopt()
     if any(each.startswith("recipe=") for each in arguments):
         return recipe.run(arguments, run_stage)

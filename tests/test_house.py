@@ -19,9 +19,9 @@ LAYERS = {
     "__init__": 0, "types": 0, "sources": 0, "target": 0, "hub": 0, "progress": 0,
     "distributed": 1,
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
-    "engine": 3,
+    "engine": 3, "forecast": 3,
     "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
-    "chain": 4, "steps": 4, "sweep": 4, "provenance": 4, "owner": 4, "lock": 4, "trust": 4,
+    "chain": 4, "steps": 4, "sweep": 4, "provenance": 4, "owner": 4, "lock": 4, "trust": 4, "planning": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -41,7 +41,7 @@ LIGHT = [
     "parts",
     *("rules", "selection", "overrides", "target"),
     "usage",
-    *("recipe", "chain", "steps", "sweep", "stage.status"),
+    *("recipe", "chain", "steps", "sweep", "stage.status", "planning"),
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
     *("cluster.desk", "cluster.guest", "cluster.wire"),
@@ -111,7 +111,10 @@ def test_imports_go_one_way(path):
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent.name == "stage"], ids=name_of)
 def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
-    names = ("build", "documents", "embed", "masked", "preflight", "results", "retrieval", "supply", "validation")
+    names = (
+        *("build", "documents", "embed", "foreseen", "masked", "preflight"),
+        *("results", "retrieval", "shapes", "supply", "validation"),
+    )
     shared = {f"bgetrain.stage.{name}" for name in names}
     assert others <= shared
 

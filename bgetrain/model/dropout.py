@@ -9,13 +9,16 @@ from torch import Tensor, nn
 STEPS = 1 << 16  # probabilities are multiples of 1 / STEPS; 0.1 becomes 0.100006
 
 
-def dropout_mask(count: int, probability: float) -> Tensor:
+def dropout_mask(count: int, probability: float, device: torch.device) -> Tensor:
     """bool [count], False with `probability`; follows torch's seed and moves its generator on by one draw.
 
     Args:
         count: >= 0.
         probability: 0 <= p < 1.
+        device: the CPU, or torch's meta device, on which nothing is drawn.
     """
+    if device.type == "meta":
+        return torch.empty(count, dtype=torch.bool, device=device)
     seed = int(torch.empty((), dtype=torch.int64).random_())
     words = np.random.Generator(np.random.SFC64(seed)).integers(0, 1 << 64, (count + 3) // 4, dtype=np.uint64)
     return torch.from_numpy(words.view(np.int16)[:count]) >= round(probability * STEPS) - STEPS // 2
@@ -42,7 +45,7 @@ class Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, probability: float) -> Tensor:
-        kept = dropout_mask(states.numel(), probability).view(states.shape)
+        kept = dropout_mask(states.numel(), probability, states.device).view(states.shape)
         ctx.save_for_backward(kept)
         ctx.factor = 1 / (1 - probability)
         return kept.to(states.dtype).mul_(ctx.factor).mul_(states)

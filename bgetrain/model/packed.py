@@ -173,7 +173,7 @@ class BlockAttention(torch.autograd.Function):
             weights = torch.softmax(scores, dim=-1)
             probabilities.append(weights)
             if dropout > 0:
-                kept.append(dropout_mask(weights.numel(), dropout).view_as(weights))
+                kept.append(dropout_mask(weights.numel(), dropout, weights.device).view_as(weights))
                 weights = weights * kept[-1]
             mixed = weights @ v
             outputs.append(mixed.squeeze(2) if single else block.gather(mixed))

@@ -9,7 +9,7 @@ from bgetrain.model.dropout import FastDropout, dropout_mask
 @pytest.mark.parametrize("probability", [0.0, 0.1, 0.5, 0.9])
 def test_the_share_of_dropped_elements_is_the_probability(probability):
     torch.manual_seed(0)
-    kept = dropout_mask(1_000_003, probability)
+    kept = dropout_mask(1_000_003, probability, torch.device("cpu"))
     assert kept.shape == (1_000_003,)
     error = 4 * (probability * (1 - probability) / 1e6) ** 0.5 + 1 / (1 << 16)  # four standard deviations and the step
     assert float((~kept).double().mean()) == pytest.approx(probability, abs=error)
@@ -32,7 +32,7 @@ def test_kept_elements_and_their_gradients_are_scaled_and_the_others_are_zero():
 
 def test_the_seed_of_torch_decides():
     torch.manual_seed(2)
-    first, second = dropout_mask(1000, 0.5), dropout_mask(1000, 0.5)
+    first, second = dropout_mask(1000, 0.5, torch.device("cpu")), dropout_mask(1000, 0.5, torch.device("cpu"))
     torch.manual_seed(2)
-    assert torch.equal(dropout_mask(1000, 0.5), first)
+    assert torch.equal(dropout_mask(1000, 0.5, torch.device("cpu")), first)
     assert not torch.equal(first, second)

@@ -1,0 +1,1 @@
+"""What a run will hold, compute and send, before anything is allocated."""

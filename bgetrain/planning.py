@@ -1,0 +1,99 @@
+"""stage=plan on the command line: what is asked about the plan, what is planned, and both checked before torch is imported."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from bgetrain import config, recipe, selection
+from bgetrain.target import named
+
+
+class Step(NamedTuple):
+    """One step that is planned.
+
+    Attributes:
+        name: of the stage, or in the recipe.
+        cfg: composed; keys that it lacks are "???".
+    """
+
+    name: str
+    cfg: dict[str, Any]
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Answers `stage=plan plan.stage=NAME ...` or `stage=plan recipe=NAME ...`; returns the exit status.
+
+    Nothing is claimed, started or allocated.
+
+    Args:
+        arguments: keys of the plan, and the overrides of what is planned.
+
+    Raises:
+        ValueError: a fault in either.
+    """
+    own = [each for each in arguments if each == "stage=plan" or key_of(each).partition(".")[0] == "plan"]
+    others = [each for each in arguments if each not in own]
+    cfg: Any = OmegaConf.to_container(config.compose(own), resolve=True)
+    asked = cfg["plan"]
+    check(asked)
+    steps = steps_of(asked, others)
+    if isinstance(asked["rows"], dict):
+        for name in asked["rows"]:
+            if name not in [step.name for step in steps]:
+                raise ValueError(f"plan.rows: there is no step {name!r}{selection.nearest(name, [step.name for step in steps])}")
+    named(cfg["stage"]["_target_"])(asked, steps)
+    return 0
+
+
+def key_of(override: str) -> str:
+    return override.lstrip("+~").partition("=")[0]
+
+
+def check(asked: dict[str, Any]) -> None:
+    """Holds the plan's keys against the devices and stages that there are.
+
+    Raises:
+        ValueError: one that is not there.
+    """
+    devices = asked["devices"]
+    if asked["gpu"] not in devices:
+        raise ValueError(f"plan.gpu={asked['gpu']}: no such device{selection.nearest(asked['gpu'], list(devices))}")
+    for name, device in devices.items():
+        lacking = [each for each in ("memory_gb", "bf16", "fp16", "fp32", "bandwidth", "link") if each not in device]
+        if lacking:
+            raise ValueError(f"plan.devices.{name} lacks {lacking[0]}: see plan.devices in `bgetrain stage=plan --help`")
+        for key, value in device.items():
+            if key != "kind" and value is not None and (isinstance(value, bool | str) or value <= 0):
+                raise ValueError(f"plan.devices.{name}.{key} must be a number above 0 or null, got {value!r}")
+    if asked["mfu"] == 0 or asked["memory_share"] == 0:
+        raise ValueError("plan.mfu and plan.memory_share must be above 0")
+
+
+def steps_of(asked: dict[str, Any], others: Sequence[str]) -> list[Step]:
+    """The steps of a recipe, or the one stage, composed.
+
+    Raises:
+        ValueError: neither or both are given, or one that does not compose.
+    """
+    if any(each.startswith("recipe=") for each in others):
+        if asked["stage"] is not None:
+            raise ValueError(f"plan.stage={asked['stage']} beside recipe=NAME: give one of the two")
+        own, extras = recipe.split(others)
+        planned = recipe.plan(own["recipe"], recipe.folder_of(own), extras)
+        return [Step(each.name, plain(each.overrides)) for each in planned]
+    known = [each for each in selection.options("stage") if each != "plan"]
+    if asked["stage"] is None:
+        raise ValueError(f"plan.stage is missing: add plan.stage=NAME, one of {', '.join(known)}; or recipe=NAME")
+    if asked["stage"] not in known:
+        raise ValueError(f"plan.stage={asked['stage']}: no such stage{selection.nearest(asked['stage'], known)}")
+    return [Step(asked["stage"], plain([f"stage={asked['stage']}", *others]))]
+
+
+def plain(overrides: Sequence[str]) -> dict[str, Any]:
+    """A config as mappings and lists; what no plan needs, such as files, may be missing."""
+    cfg = config.compose(overrides, missing=True)
+    found: Any = OmegaConf.to_container(cfg, resolve=True)
+    if (found.get("model") or {}).get("path") == "???":
+        raise ValueError("model.path is missing: add model.path=FOLDER_OR_NAME")
+    return dict(found)

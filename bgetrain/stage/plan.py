@@ -1,0 +1,291 @@
+"""stage=plan: memory, time and cost of a stage or recipe on some GPUs, on the meta device; nothing is started or written."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bgetrain.forecast import passes, steps
+from bgetrain.forecast.passes import Encoder
+from bgetrain.logger import console
+from bgetrain.stage import foreseen, shapes
+from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Ratio
+
+GB = 10**9
+TRAINING, ENCODING = ("retromae", "pairs", "finetune"), ("mine", "evaluate", "filter")
+
+
+def asked(
+    *,
+    stage: str | None,
+    gpu: str,
+    gpus: PositiveInt,
+    gpus_per_machine: PositiveInt,
+    network: PositiveFloat,
+    memory_share: Ratio,
+    mfu: Ratio,
+    rows: PositiveInt | Mapping[str, Any] | None,
+    queries: NonNegativeInt,
+    query_tokens: PositiveInt | None,
+    passage_tokens: PositiveInt | None,
+    padding: bool,
+    search: bool,
+    price: PositiveFloat | None,
+    json: str | None,
+    shape: Mapping[str, Any],
+    shapes: Mapping[str, Any],
+    devices: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The keys of `plan`, which `conf/stage/plan.yaml` explains."""
+    return dict(locals())
+
+
+class Step(NamedTuple):
+    """What `bgetrain.planning` hands over: a step's name and its composed config."""
+
+    name: str
+    cfg: Mapping[str, Any]
+
+
+def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
+    """Plans steps; prints a table or JSON.
+
+    Args:
+        plan: keys of `asked`.
+        planned: steps in order, each as `Step`.
+
+    Returns:
+        The figures, which `plan.json` gets.
+
+    Raises:
+        ValueError: a model or a precision that cannot be had.
+    """
+    earlier: dict[str, Encoder] = {}
+    found = []
+    for each in planned:
+        rows = plan["rows"].get(each.name) if isinstance(plan["rows"], Mapping) else plan["rows"]
+        try:
+            figures, encoder = figures_of(each.cfg, {**plan, "rows": rows}, earlier)
+        except ValueError as error:
+            raise ValueError(f"{each.name}: {error}" if len(planned) > 1 else str(error)) from error
+        found.append({"step": each.name, "stage": each.cfg["stage"]["name"], **figures})
+        if encoder is not None:
+            earlier[f"{each.cfg['output_dir']}/model"] = encoder
+    result = {"assumptions": assumptions(plan), "steps": found, "total": total(plan, found)}
+    if plan["json"] == "-":
+        json.dump(result, sys.stdout, indent=1)
+        print()
+        return result
+    if plan["json"]:
+        Path(plan["json"]).expanduser().write_text(json.dumps(result, indent=1), "utf8")
+    for each in found:
+        show(plan, each)
+    show_total(plan, result)
+    return result
+
+
+def assumptions(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is not computed, by name."""
+    device = plan["devices"][plan["gpu"]]
+    keys = ("gpu", "gpus", "gpus_per_machine", "memory_share", "mfu", "price", "padding")
+    return {**{key: plan[key] for key in keys}, "device": device, "link_gb_per_second": shapes.link(plan, device)}
+
+
+def figures_of(cfg: Mapping[str, Any], plan: Mapping[str, Any], earlier: Mapping[str, Encoder]) -> tuple[dict[str, Any], Any]:
+    """Figures of one step, and the shape of the model that it leaves."""
+    name = cfg["stage"]["name"]
+    if name not in (*TRAINING, *ENCODING):
+        encoder = shapes.encoder_of(cfg, plan, earlier) if name == "tokenizer" else None
+        return {"note": "no training and no embedding: nothing to plan"}, encoder
+    encoder = shapes.encoder_of(cfg, plan, earlier)
+    if name in TRAINING:
+        return training(cfg, plan, encoder), encoder._replace(lora=None)
+    return encoding(cfg, plan, encoder), None
+
+
+def training(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Figures of a training stage."""
+    scene = foreseen.Training(cfg, plan, encoder)
+    own = scene.own()
+    better = scene.better(own) if plan["search"] else None
+    size = passes.counts(scene.module(own.choice.checkpointing))
+    batch = sum(length * count for length, count in scene.texts.items()) / scene.queries * cfg["global_batch"]
+    num_steps = cfg["total_steps"]
+    if num_steps is None and plan["rows"]:
+        num_steps = -(-int(plan["rows"] * (cfg["epochs"] or 1)) // cfg["global_batch"])
+    return {
+        "parameters": size.trained + size.frozen,
+        "trained": size.trained,
+        "ranks": plan["gpus"],
+        "precision": scene.precision,
+        "texts_per_rank": sum(scene.texts.values()),
+        "tokens_per_step": round(batch),
+        **described(own, scene, num_steps, plan),
+        "better": described(better, scene, num_steps, plan) if better else None,
+        "searched": bool(plan["search"]),
+    }
+
+
+def described(
+    outcome: foreseen.Outcome, scene: foreseen.Training, num_steps: int | None, plan: Mapping[str, Any]
+) -> dict[str, Any]:
+    """An outcome in figures."""
+    at, peak = steps.peak(outcome.moments)
+    hours = None if num_steps is None else num_steps * outcome.time / 3600
+    return {
+        "choice": outcome.choice.keys(),
+        "mode": outcome.choice.mode,
+        "chunks": steps.work(scene.texts, outcome.choice.chunk_tokens).passes,
+        "moments": {name: dict(kinds) for name, kinds in outcome.moments.items()},
+        "peak_bytes": peak,
+        "peak_at": at,
+        "allowed_bytes": scene.allowed,
+        "fits": peak <= scene.allowed,
+        "flops_per_step": outcome.flops * scene.ranks,
+        "flops_per_rank": outcome.flops,
+        "sent_bytes": dict(outcome.sent._asdict()),
+        "seconds": dict(outcome.seconds),
+        "seconds_per_step": outcome.time,
+        "steps": num_steps,
+        "hours": hours,
+        "cost": cost(plan, hours),
+    }
+
+
+def encoding(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    """Figures of a stage that embeds texts."""
+    moments, query_flops, passage_flops = shapes.encoding(cfg, plan, encoder)
+    device = plan["devices"][plan["gpu"]]
+    at, peak = steps.peak(moments)
+    allowed = plan["memory_share"] * GB * device["memory_gb"]
+    figures: dict[str, Any] = {
+        "ranks": plan["gpus"],
+        "precision": shapes.precision(cfg, device, 1),
+        "moments": {name: dict(kinds) for name, kinds in moments.items()},
+        "peak_bytes": peak,
+        "peak_at": at,
+        "allowed_bytes": allowed,
+        "fits": peak <= allowed,
+        "flops_per_query": query_flops,
+        "flops_per_passage": passage_flops,
+        "hours": None,
+        "cost": None,
+    }
+    rows, width = plan["rows"], encoder.config.hidden_size
+    if rows:
+        queries = rows if cfg["stage"]["name"] == "filter" else plan["queries"]
+        searched = 0 if cfg["stage"]["name"] == "filter" else 2 * queries * rows * width
+        speed = plan["mfu"] * 1e12 * plan["gpus"]
+        own = rows * passage_flops + queries * query_flops
+        seconds = own / (speed * device[figures["precision"]]) + searched / (speed * device["fp32"])
+        hours = seconds / 3600
+        figures |= {"rows": rows, "queries": queries, "flops": own, "search_flops": searched, "hours": hours}
+        figures |= {"embedding_bytes": 4 * rows * width, "embedding_bytes_per_rank": 4 * rows * width // plan["gpus"]}
+        figures["cost"] = cost(plan, hours)
+    return figures
+
+
+def cost(plan: Mapping[str, Any], hours: float | None) -> float | None:
+    return None if hours is None or plan["price"] is None else hours * plan["gpus"] * plan["price"]
+
+
+def total(plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over the steps whose length is known, and the names of the others."""
+    known = [each["hours"] for each in found if each.get("hours") is not None]
+    unknown = [each["step"] for each in found if each.get("hours", 0.0) is None]
+    hours = sum(known) if known else None
+    return {"hours": hours, "gpu_hours": hours and hours * plan["gpus"], "cost": cost(plan, hours), "unknown": unknown}
+
+
+def show(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    """Prints a step's figures."""
+    title = figures["step"] if figures["step"] == figures["stage"] else f"{figures['step']} (stage={figures['stage']})"
+    if "note" in figures:
+        print(f"{title}: {figures['note']}\n")
+        return
+    moments = figures["moments"]
+    kinds = [kind for kind in steps.KINDS if any(each.get(kind) for each in moments.values())]
+    rows: list[list[str | float]] = [[kind, *(gigabytes(each.get(kind, 0.0)) for each in moments.values())] for kind in kinds]
+    rows.append(["in all", *(gigabytes(sum(each.values())) for each in moments.values())])
+    console.table(f"{title}: GB of one rank at the moments of a step", ["", *moments], rows)
+    lines = training_lines(plan, figures) if figures["stage"] in TRAINING else encoding_lines(plan, figures)
+    width = max(map(len, lines))
+    print("\n".join(f"  {name:{width}}  {text}" for name, text in lines.items()) + "\n")
+
+
+def gigabytes(size: float) -> str:
+    return f"{size / GB:.2f}" if size else "-"
+
+
+def verdict(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
+    device = plan["devices"][plan["gpu"]]
+    word = "fits" if figures["fits"] else "does NOT fit"
+    peak, allowed = figures["peak_bytes"] / GB, figures["allowed_bytes"] / GB
+    return f"{word}: {peak:.1f} GB at its {figures['peak_at']}, {allowed:.1f} GB are allowed of {device['memory_gb']} GB"
+
+
+def typed(choice: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in choice.items())
+
+
+def training_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:
+    """What to say of a training stage."""
+    sent, seconds = figures["sent_bytes"], figures["seconds"]
+    half = f"{figures['trained'] / 1e6:.1f} of " if figures["trained"] < figures["parameters"] else ""
+    lines = {
+        "parameters": f"{half}{figures['parameters'] / 1e6:.1f} M, {figures['precision']}",
+        "ranks": f"{figures['ranks']} x {plan['gpu']}, {figures['texts_per_rank']:,} texts each in {figures['chunks']:,} chunks",
+        "as configured": typed(figures["choice"]),
+        "memory": verdict(plan, figures),
+        "a step": f"{figures['tokens_per_step']:,} tokens, {figures['flops_per_step'] / 1e15:.3g} PFLOP over all ranks",
+        "sent by a rank": ", ".join(f"{name} {size / GB:.3g} GB" for name, size in sent.items() if size) or "nothing",
+        "time per step": f"{figures['seconds_per_step']:.3g} s: " + ", ".join(f"{key} {x:.3g}" for key, x in seconds.items()),
+        "the run": length_of(plan, figures, f"{figures['steps']:,} steps" if figures["steps"] else ""),
+    }
+    better = figures["better"]
+    if better:
+        gain = f"{better['seconds_per_step']:.3g} s per step, {better['peak_bytes'] / GB:.1f} GB"
+        lines["better"] = f"{typed(better['choice'])}: {gain}"
+    elif figures["searched"]:
+        lines["better"] = "nothing that is 3 % faster and fits" if figures["fits"] else "nothing fits: more or larger GPUs"
+    return lines
+
+
+def encoding_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:
+    """What to say of a stage that embeds texts."""
+    per = f"{figures['flops_per_query'] / 1e9:.3g} GFLOP a query, {figures['flops_per_passage'] / 1e9:.3g} a passage"
+    lines = {"memory": verdict(plan, figures), "precision": figures["precision"], "operations": per}
+    if "rows" in figures:
+        own, whole = figures["embedding_bytes_per_rank"] / GB, figures["embedding_bytes"] / GB
+        lines["embeddings"] = f"{whole:.3g} GB of {figures['rows']:,} texts on disk, {own:.3g} GB a rank's"
+    lines["the run"] = length_of(plan, figures, f"{figures['rows']:,} texts" if "rows" in figures else "")
+    return lines
+
+
+def length_of(plan: Mapping[str, Any], figures: Mapping[str, Any], what: str) -> str:
+    if figures["hours"] is None:
+        return "unknown: give plan.rows=N" + (" or total_steps=N" if figures["stage"] in TRAINING else "")
+    return f"{what}, {duration(figures['hours'])}{price_of(figures['cost'])}"
+
+
+def duration(hours: float) -> str:
+    return console.duration(3600 * hours)
+
+
+def price_of(found: float | None) -> str:
+    return "" if found is None else f", cost {found:,.2f}"
+
+
+def show_total(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Prints the sum of several steps, and what the times rest on."""
+    found = result["total"]
+    if len(result["steps"]) > 1 and found["hours"] is not None:
+        left = f" without {', '.join(found['unknown'])}, whose rows are not known" if found["unknown"] else ""
+        print(f"in all: {duration(found['hours'])}, {found['gpu_hours']:,.1f} GPU-hours{price_of(found['cost'])}{left}")
+    device = plan["devices"][plan["gpu"]]
+    print(
+        f"Times are guesses: products at {plan['mfu']:.0%} of the peak of {plan['gpu']} (plan.mfu), rings at "
+        f"{result['assumptions']['link_gb_per_second']:g} GB/s and nothing hidden behind products, an update at "
+        f"{device['bandwidth']:g} GB/s of memory; texts as long as allowed. No figure was held against a GPU."
+    )
