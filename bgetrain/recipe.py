@@ -158,12 +158,14 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
     """Completes every step and checks that it composes, before the first one runs."""
     recipe = load(name)
     folders = {step: f"{folder}/{step}" for step in recipe}
+    cluster = [extra for extra in extras if extra.startswith("cluster=")]
+    extras = [extra for extra in extras if extra not in cluster]
     keys = {extra: parsed.key_or_group for extra, parsed in zip(extras, overrides.parse(extras), strict=True)}
     unused, known_anywhere = dict(keys), dict.fromkeys(OWN_KEYS)
     steps: list[Step] = []
     for step, listed in recipe.items():
         try:
-            own = [substitute(each, folders, [done.name for done in steps]) for each in listed]
+            own = on_cluster([substitute(each, folders, [done.name for done in steps]) for each in listed], cluster)
             complete = [*own, overrides.quoted("output_dir", folders[step])]
             known = dict.fromkeys(key for key, _ in selection.flatten(config.compose(complete)))
             added = [extra for extra, key in keys.items() if fits(extra, key, known)]
@@ -180,6 +182,18 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
         near = selection.nearest(key, list(known_anywhere), "bgetrain stage=NAME --help")
         raise ValueError(f"recipe={name}: no step has a key {key!r}{near}")
     return steps
+
+
+def on_cluster(listed: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """A step's overrides on the cluster that was chosen: its `cluster.*` count where that has the key, else they are left out.
+
+    So a step that says how many nodes it takes runs on one machine as well.
+    """
+    listed = [*listed, *chosen]
+    name = next((each.partition("=")[2] for each in reversed(listed) if each.startswith("cluster=")), "local")
+    path = selection.CONF / "cluster" / f"{name}.yaml"
+    known = yaml.safe_load(path.read_text("utf8")) if path.is_file() else {}  # a wrong name is told by who composes
+    return [each for each in listed if not each.startswith("cluster.") or re.split(r"[.=]", each)[1] in known]
 
 
 def fits(extra: str, key: str, known: dict[str, None]) -> bool:

@@ -121,6 +121,17 @@ def test_overrides_go_to_every_step_that_has_the_key(small, tmp_path):
     }
 
 
+def test_a_step_s_size_counts_where_the_cluster_has_such_a_key_and_is_left_out_elsewhere(tmp_path):
+    (tmp_path / "sized.yaml").write_text("a: [stage=pairs, data=synthetic, cluster.nodes=6, cluster.timeout_minutes=7]")
+    (step,) = recipe.plan(f"{tmp_path}/sized.yaml", "out", [])
+    assert step.overrides == ["stage=pairs", "data=synthetic", "cluster.timeout_minutes=7", "output_dir=out/a"]
+    (step,) = recipe.plan(f"{tmp_path}/sized.yaml", "out", ["cluster=local", "cluster.timeout_minutes=8", "seed=1"])
+    assert [*step.overrides[2:]] == [
+        "cluster.timeout_minutes=7", "cluster=local", "cluster.timeout_minutes=8", "seed=1", "output_dir=out/a"
+    ]  # fmt: skip
+    assert "cluster=slurmm" in refusal(f"recipe={tmp_path}/sized.yaml", "cluster=slurmm")
+
+
 def test_what_cannot_run_is_said_before_anything_runs(small, tmp_path):
     own = [f"recipe={small}", f"output_dir={tmp_path}/out"]
     assert refusal(*own, "seeds=3").endswith("no step has a key 'seeds'; did you mean seed?")
