@@ -67,6 +67,7 @@ class Config:
     filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
     check: "Mapping[str, Any]"
+    split: "Mapping[str, Any]"
     search: "Mapping[str, Any]"
     embeddings_cache: "str | None"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"

@@ -4,19 +4,17 @@ import difflib
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
 
-from bgetrain import config, output, overrides, selection
+from bgetrain import config, output, overrides, recipe_file, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
-MOST, DEEPEST = 1000, 20  # overrides of a step, and lists within lists of them: a few lines of anchors make millions
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
 
 
@@ -106,57 +104,13 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, extras
 
 
-def load(name: str) -> dict[str, list[str]]:
-    """Reads a recipe by its name in recipes/ or by the path of a YAML file.
-
-    Raises:
-        ValueError: no such recipe, or it is no mapping of step to list of overrides.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else selection.RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(each.stem for each in selection.RECIPES.glob("*.yaml"))
-        where = "no such file" if path.name == name or "/" in name else "there is no such recipe"
-        raise ValueError(f"recipe={name}: {where}{selection.nearest(path.stem, known)}")
-    try:
-        steps = yaml.safe_load(path.read_text("utf8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:  # a date that is none, lists within lists without end
-        raise ValueError(f"{path}: not YAML that can be read: {error}") from error
-    if not isinstance(steps, dict) or not steps:
-        raise ValueError(f"{path}: a recipe maps step names to lists of overrides, got {type(steps).__name__}")
-    for step in steps:
-        if not re.fullmatch(r"[\w-]+", str(step), re.ASCII):
-            raise ValueError(f"{path}: step {step!r} must be named by letters, digits, - and _ alone: it names a folder")
-    found = {str(step): list(islice(flat(path, str(step), each, 0), MOST + 1)) for step, each in steps.items()}
-    for step, listed in found.items():
-        if len(listed) > MOST:
-            raise ValueError(f"{path}: step {step!r} has more than {MOST} overrides, by anchors in anchors")
-    return found
-
-
-def flat(path: Path, step: str, listed: Any, depth: int) -> Iterator[str]:
-    """Flattens lists in lists, which YAML anchors make of shared overrides."""
-    if depth > DEEPEST:
-        raise ValueError(f"{path}: step {step!r} has lists within lists more than {DEEPEST} deep, or an anchor inside itself")
-    if not isinstance(listed, list):
-        raise ValueError(f"{path}: step {step!r} must be a list of overrides such as [stage=pairs, epochs=1]")
-    for each in listed:
-        if isinstance(each, list):
-            yield from flat(path, step, each, depth + 1)
-        elif isinstance(each, str):
-            yield each
-        else:
-            raise ValueError(f"{path}: step {step!r}: {each!r} is no override: write key=value, in quotes where YAML needs them")
-
-
 def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
-    """Completes every step and checks that it composes, before the first one runs."""
-    recipe = load(name)
+    """Completes every step and checks that it composes, before the first one runs.
+
+    An extra override goes to every step that has its key, save those that take this value from an earlier step: another
+    `model.path` is where the recipe starts, and does not cut it apart.
+    """
+    recipe = recipe_file.load(name)
     folders = {step: f"{folder}/{step}" for step in recipe}
     cluster = [extra for extra in extras if extra.startswith("cluster=")]
     extras = [extra for extra in extras if extra not in cluster]
@@ -168,7 +122,8 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
             own = on_cluster([substitute(each, folders, [done.name for done in steps]) for each in listed], cluster)
             complete = [*own, overrides.quoted("output_dir", folders[step])]
             known = dict.fromkeys(key for key, _ in selection.flatten(config.compose(complete)))
-            added = [extra for extra, key in keys.items() if fits(extra, key, known)]
+            fed = {each.partition("=")[0] for each in listed if any(f"${{{other}}}" in each for other in recipe)}
+            added = [extra for extra, key in keys.items() if fits(extra, key, known) and key not in fed]
             if added:
                 complete[-1:-1] = added
                 config.compose(complete)
@@ -179,6 +134,8 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
         needs = [other for other in recipe if any(f"${{{other}}}" in each for each in listed)]
         steps.append(Step(step, complete, folders[step], needs))
     for key in unused.values():
+        if key in known_anywhere:
+            raise ValueError(f"recipe={name}: {key} is what an earlier step leaves, in every step that has this key")
         near = selection.nearest(key, list(known_anywhere), "bgetrain stage=NAME --help")
         raise ValueError(f"recipe={name}: no step has a key {key!r}{near}")
     return steps
