@@ -76,6 +76,7 @@ CASES = {
     # pre-training
     "wikipedia": Case({"20231101.en/train-00000-of-00041.parquet": [WIKI]}, ["A is a letter."]),
     "msmarco-corpus": Case({"corpus.jsonl.gz": [passage(1), {"docid": "2", "title": "", "text": "x"}]}, ["t1 x1", "x"]),
+    "bookcorpus": Case({"plain_text/train/0000.parquet": [{"text": "a sentence ."}]}, ["a sentence ."]),
     "pile": Case(
         {"train/00.jsonl.zst": [{"text": "x", "meta": {"pile_set_name": "Github"}}], "val.jsonl.zst": [{"text": "y"}]}, ["x"]
     ),
