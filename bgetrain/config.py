@@ -68,6 +68,7 @@ class Config:
     evaluate: "Mapping[str, Any]"
     check: "Mapping[str, Any]"
     plan: "Mapping[str, Any]"
+    split: "Mapping[str, Any]"
     search: "Mapping[str, Any]"
     embeddings_cache: "str | None"
     precision: "Literal['auto', 'fp32', 'bf16', 'fp16']"

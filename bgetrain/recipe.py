@@ -5,19 +5,16 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-from bgetrain import chain, config, output, overrides, selection
+from bgetrain import chain, config, output, overrides, recipe_file, selection
 from bgetrain.cluster.local import INTERRUPTED, complain, is_first, say
 from bgetrain.steps import Step, done, note, outdated, report
 
 OWN_KEYS = ("recipe", "dry_run", "from", "output_dir")
-MOST, DEEPEST = 1000, 20  # overrides of a step, and lists within lists of them: a few lines of anchors make millions
 
 
 def run(arguments: Sequence[str], run_stage: Callable[[Sequence[str]], int]) -> int:
@@ -96,57 +93,13 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return own, extras
 
 
-def load(name: str) -> dict[str, list[str]]:
-    """Reads a recipe by its name in recipes/ or by the path of a YAML file.
-
-    Raises:
-        ValueError: no such recipe, or it is no mapping of step to list of overrides.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else selection.RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(each.stem for each in selection.RECIPES.glob("*.yaml"))
-        where = "no such file" if path.name == name or "/" in name else "there is no such recipe"
-        raise ValueError(f"recipe={name}: {where}{selection.nearest(path.stem, known)}")
-    try:
-        steps = yaml.safe_load(path.read_text("utf8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise ValueError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or 'unreadable'}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text") from error
-    except (ValueError, RecursionError) as error:  # a date that is none, lists within lists without end
-        raise ValueError(f"{path}: not YAML that can be read: {error}") from error
-    if not isinstance(steps, dict) or not steps:
-        raise ValueError(f"{path}: a recipe maps step names to lists of overrides, got {type(steps).__name__}")
-    for step in steps:
-        if not re.fullmatch(r"[\w-]+", str(step), re.ASCII):
-            raise ValueError(f"{path}: step {step!r} must be named by letters, digits, - and _ alone: it names a folder")
-    found = {str(step): list(islice(flat(path, str(step), each, 0), MOST + 1)) for step, each in steps.items()}
-    for step, listed in found.items():
-        if len(listed) > MOST:
-            raise ValueError(f"{path}: step {step!r} has more than {MOST} overrides, by anchors in anchors")
-    return found
-
-
-def flat(path: Path, step: str, listed: Any, depth: int) -> Iterator[str]:
-    """Flattens lists in lists, which YAML anchors make of shared overrides."""
-    if depth > DEEPEST:
-        raise ValueError(f"{path}: step {step!r} has lists within lists more than {DEEPEST} deep, or an anchor inside itself")
-    if not isinstance(listed, list):
-        raise ValueError(f"{path}: step {step!r} must be a list of overrides such as [stage=pairs, epochs=1]")
-    for each in listed:
-        if isinstance(each, list):
-            yield from flat(path, step, each, depth + 1)
-        elif isinstance(each, str):
-            yield each
-        else:
-            raise ValueError(f"{path}: step {step!r}: {each!r} is no override: write key=value, in quotes where YAML needs them")
-
-
 def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
-    """Completes every step and checks that it composes, before the first one runs."""
-    recipe = load(name)
+    """Completes every step and checks that it composes, before the first one runs.
+
+    An extra override goes to every step that has its key, save those that take this value from an earlier step: another
+    `model.path` is where the recipe starts, and does not cut it apart.
+    """
+    recipe = recipe_file.load(name)
     folders = {step: f"{folder}/{step}" for step in recipe}
     keys = {extra: parsed.key_or_group for extra, parsed in zip(extras, overrides.parse(extras), strict=True)}
     chosen = [extra for extra, key in keys.items() if key == "cluster"]
@@ -158,7 +111,9 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
             complete = [*fit_cluster(own, chosen), overrides.quoted("output_dir", folders[step])]
             cfg = chain.composed((*complete, *chosen))
             known = dict.fromkeys(key for key, _ in selection.flatten(cfg))
-            added = [extra for extra, key in keys.items() if fits(extra, key, known) or selection.in_mapping(cfg, key)]
+            fed = {each.partition("=")[0] for each in listed if any(f"${{{other}}}" in each for other in recipe)}
+            fitting = {extra: key for extra, key in keys.items() if fits(extra, key, known) or selection.in_mapping(cfg, key)}
+            added = [extra for extra, key in fitting.items() if key not in fed]
             if added:
                 complete[-1:-1] = added
             chain.composed(tuple(complete))
@@ -172,6 +127,8 @@ def plan(name: str, folder: str, extras: Sequence[str]) -> list[Step]:
         has = [option for option, known in cluster_keys().items() if key.startswith("cluster.") and key.split(".")[1] in known]
         if has:
             raise ValueError(f"recipe={name}: {key} is a key of cluster={' and cluster='.join(has)}: add that")
+        if key in known_anywhere:
+            raise ValueError(f"recipe={name}: {key} is what an earlier step leaves, in every step that has this key")
         near = selection.nearest(key, list(known_anywhere), "bgetrain stage=NAME --help")
         raise ValueError(f"recipe={name}: no step has a key {key!r}{near}")
     return steps
@@ -202,12 +159,9 @@ def fit_cluster(listed: Sequence[str], chosen: Sequence[str]) -> list[str]:
         if not any(key in keys for keys in known.values()):
             near = selection.nearest(f"cluster.{key}", [f"cluster.{key}" for keys in known.values() for key in keys])
             raise ValueError(f"{each}: conf/cluster has no key {key!r}{near}")
-    others = [each for each in kept if each not in sizes]
-    try:
-        option = config.choices([*others, *chosen])["cluster"]
-    except config.FAULTS:  # said better when all is composed
-        return others
-    return [each for each in kept if each not in sizes or sizes[each] in known[option]]
+    words = [each.partition("=")[2] for each in (*kept, *chosen) if each.startswith("cluster=")]
+    option = words[-1] if words else "local"  # conf/config.yaml's; one that does not exist is told where all is composed
+    return [each for each in kept if each not in sizes or sizes[each] in known.get(option, [])]
 
 
 def cluster_keys() -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from bgetrain import config, recipe, selection
+from bgetrain import config, recipe, recipe_file, selection
 from bgetrain.target import named, signature
 
 ROOT = selection.PACKAGE
@@ -21,7 +21,7 @@ LAYERS = {
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3, "forecast": 3,
     "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
-    "chain": 4, "steps": 4, "sweep": 4, "provenance": 4, "owner": 4, "lock": 4, "trust": 4, "planning": 4,
+    "recipe_file": 4, "chain": 4, "steps": 4, "sweep": 4, "provenance": 4, "owner": 4, "lock": 4, "trust": 4, "planning": 4,
     "cli": 5,
     "__main__": 6,
 }  # fmt: skip
@@ -41,7 +41,7 @@ LIGHT = [
     "parts",
     *("rules", "selection", "overrides", "target"),
     "usage",
-    *("recipe", "chain", "steps", "sweep", "stage.status", "planning"),
+    *("recipe", "recipe_file", "chain", "steps", "sweep", "stage.status", "planning"),
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
     *("cluster.desk", "cluster.guest", "cluster.wire"),
@@ -304,6 +304,6 @@ def test_every_key_of_the_schema_stands_in_some_stage():
 @pytest.mark.parametrize("name", sorted(path.stem for path in selection.RECIPES.glob("*.yaml")))
 def test_every_recipe_plans(name, tmp_path):
     steps = recipe.plan(name, str(tmp_path), [])
-    assert [step.name for step in steps] == list(recipe.load(name))
+    assert [step.name for step in steps] == list(recipe_file.load(name))
     for step in steps:
         config.compose(step.overrides)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bgetrain import cli, recipe
+from bgetrain import cli, recipe, recipe_file
 
 SMALL = """
 tokenizer: [stage=tokenizer, data=beir, "data.path={data}", model=tiny, model.vocab_size=60, model.hidden_size=16]
@@ -119,6 +119,56 @@ def test_overrides_go_to_every_step_that_has_the_key(small, tmp_path):
         "evaluate-random": ["seed=3", "chunk_tokens=99"],
         "evaluate-again": ["seed=3", "chunk_tokens=99"],
     }
+
+
+def test_a_step_s_size_counts_where_the_cluster_has_such_a_key_and_is_left_out_elsewhere(tmp_path):
+    (tmp_path / "sized.yaml").write_text("a: [stage=pairs, data=synthetic, cluster.nodes=6, cluster.timeout_minutes=7]")
+    (step,) = recipe.plan(f"{tmp_path}/sized.yaml", "out", [])
+    assert step.overrides == ["stage=pairs", "data=synthetic", "cluster.timeout_minutes=7", "output_dir=out/a"]
+    (step,) = recipe.plan(f"{tmp_path}/sized.yaml", "out", ["cluster=local", "cluster.timeout_minutes=8", "seed=1"])
+    assert [*step.overrides[2:]] == [
+        "cluster.timeout_minutes=7", "cluster=local", "cluster.timeout_minutes=8", "seed=1", "output_dir=out/a"
+    ]  # fmt: skip
+    assert "cluster=slurmm" in refusal(f"recipe={tmp_path}/sized.yaml", "cluster=slurmm")
+
+
+def test_an_override_leaves_alone_what_a_step_takes_from_an_earlier_one(small, tmp_path):
+    (tmp_path / "chain.yaml").write_text(
+        "a: [stage=pairs, data=synthetic, model.path=start]\nb: [stage=evaluate, data.path=x, 'model.path=${a}/model']"
+    )
+    first, second = recipe.plan(f"{tmp_path}/chain.yaml", "out", ["model.path=mine"])
+    assert first.overrides[-2:] == ["model.path=mine", "output_dir=out/a"]
+    assert second.overrides == ["stage=evaluate", "data.path=x", "model.path=out/a/model", "output_dir=out/b"]
+    said = "model.path is what an earlier step leaves, in every step that has this key"
+    assert refusal(f"recipe={small}", "model.path=mine").endswith(said)
+
+
+def test_a_recipe_like_another_has_its_steps_with_other_values_at_the_same_places(tmp_path):
+    (tmp_path / "old.yaml").write_text("a: [stage=pairs, [optim.lr=1, seed=2]]\nb: [stage=evaluate, 'model.path=${a}/model']")
+    (tmp_path / "new.yaml").write_text("like: old\na: [optim.lr=3]")
+    (tmp_path / "newer.yaml").write_text("like: new\na: [seed=4]")
+    b = ["stage=evaluate", "model.path=${a}/model"]
+    assert recipe_file.load(f"{tmp_path}/new.yaml") == {"a": ["stage=pairs", "optim.lr=3", "seed=2"], "b": b}
+    assert recipe_file.load(f"{tmp_path}/newer.yaml") == {"a": ["stage=pairs", "optim.lr=3", "seed=4"], "b": b}
+    (tmp_path / "other.yaml").write_text("like: bge-base-en")  # not beside it: one of recipes/
+    assert recipe_file.load(f"{tmp_path}/other.yaml") == recipe_file.load("bge-base-en")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("like: old\na: [optim.lrr=3]", "step 'a' has no 'optim.lrr' to change; did you mean optim.lr?"),
+        ("like: old\nc: [seed=3]", "old has no step 'c'; valid: a"),
+        ("like: odd", "wrong.yaml: like: odd: there is no such recipe; did you mean old?"),
+        ("like: [old]", "like must name another recipe"),
+        ("like: wrong", "like must name another recipe, which is not like this one, got 'wrong'"),
+    ],
+)
+def test_a_wrong_likeness_is_refused_in_one_line(tmp_path, monkeypatch, text, said):
+    monkeypatch.setattr(recipe_file.selection, "RECIPES", tmp_path)
+    (tmp_path / "old.yaml").write_text("a: [stage=pairs, optim.lr=1]")
+    (tmp_path / "wrong.yaml").write_text(text)
+    assert said in refusal(f"recipe={tmp_path}/wrong.yaml")
 
 
 def test_what_cannot_run_is_said_before_anything_runs(small, tmp_path):
