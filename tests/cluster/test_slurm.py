@@ -60,7 +60,9 @@ def test_a_command_submits_says_where_to_look_and_does_so_once(site, capsys):
     elsewhere = {"host": "node7", "pid": 1, "started_at": "today", "machine": "x", "space": "y"}
     (site / "out/.lock").write_text(json.dumps(elsewhere))  # of the job that runs there
     assert cli.main([*STAGE, "output_dir=out"]) == 0
-    assert "job 12 of this folder is PENDING (Priority)" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "job 12 of this folder is PENDING (Priority)" in said.out
+    assert said.err == ""  # it does not wait for the folder
     assert len((site / "submitted").read_text().splitlines()) == 1
     (site / "queue").write_text(row("12", "CANCELLED"))
     assert cli.main([*STAGE, "output_dir=out"]) == 0
