@@ -139,6 +139,17 @@ def test_files_of_others_are_refused_unless_forced(tmp_path):
     assert output.claim(settings(tmp_path)) == "new"
 
 
+def test_what_a_job_leaves_in_a_folder_is_nobody_elses_and_stays(tmp_path):
+    names = ("job.sbatch", "job.json", "jobs.txt", "slurm-12.out", "slurm-12_3.out", "failures-12.txt")
+    for name in names:
+        (tmp_path / name).touch()
+    assert output.claim(settings(tmp_path)) == "new"
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert output.claim(settings(tmp_path, resume="never")) == "new"
+    assert all((tmp_path / name).exists() for name in names)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):

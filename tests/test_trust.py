@@ -177,6 +177,17 @@ def test_secrets_of_a_config_are_hidden_and_nothing_else(cfg, shown, monkeypatch
     assert str(cfg) == before
 
 
+@pytest.mark.parametrize(("cfg", "shown"), MASKED, ids=[str(each[0]) for each in MASKED])
+def test_the_keys_that_are_told_to_hold_secrets_are_those_that_are_hidden(cfg, shown, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "0123456789abcdef")
+    assert bool(list(trust.secrets(cfg))) == (cfg != shown)
+
+
+def test_a_secret_is_told_by_its_dotted_key():
+    cfg = {"a": {"b": {"api_key": "x", "c": 1}, "d": ["https://me:pa55@host"]}, "e": 2}
+    assert list(trust.secrets(cfg)) == ["a.b.api_key", "a.d"]
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [

@@ -153,6 +153,27 @@ def test_a_second_interrupt_ends_every_rank_and_their_children_within_5_seconds(
     assert not any(map(alive, processes))
 
 
+def test_under_srun_a_second_signal_leaves_the_ranks_to_save(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    running = launcher(
+        tmp_path,
+        f"""
+        heard = []
+        for number in (signal.SIGUSR1, signal.SIGTERM): signal.signal(number, lambda number, _: heard.append(number))
+        open(r'{tmp_path}/ready' + str(rank), 'w').write('1')
+        while not heard: time.sleep(0.02)
+        time.sleep(1.5)
+        sys.exit(75 if len(heard) == 1 else 1)
+        """,
+    )
+    pids(tmp_path, name="ready")
+    for number in (signal.SIGUSR1, signal.SIGTERM):  # as before a time limit, and at it
+        running.send_signal(number)
+        time.sleep(0.5)
+    assert running.wait(10) == 75
+
+
 def test_a_rank_that_dies_of_the_interrupt_counts_as_interrupted(tmp_path):
     running = launcher(tmp_path, "signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)")
     pids(tmp_path)

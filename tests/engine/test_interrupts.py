@@ -58,6 +58,27 @@ def test_a_second_signal_of_another_kind_ends_the_process_as_well():
     assert process.wait(20) == -signal.SIGTERM
 
 
+def test_under_srun_a_second_signal_is_slurms_and_cuts_nothing_short(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    process = started("with interrupts.asked_to_stop():\n    print('ready', flush=True)\n    time.sleep(2)\nsys.exit(75)\n")
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(number)
+        time.sleep(0.5)
+    assert process.wait(20) == 75
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_the_command_line_is_imported_is_an_interruption(number, tmp_path):
+    (tmp_path / "omegaconf.py").write_text("print('ready', flush=True)\nimport time\ntime.sleep(60)\n")
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    words = [sys.executable, "-m", "bgetrain", "stage=finetune"]
+    process = subprocess.Popen(words, env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.wait(20) == 75
+
+
 def test_before_the_loop_a_main_thread_that_is_in_c_is_given_up():
     process = started(
         "interrupts.DEAF_SECONDS = 0.5\n"

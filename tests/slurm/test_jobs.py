@@ -1,5 +1,7 @@
 """job.sbatch on the cluster: what becomes of a job by the way it ends, with stand-ins for the ranks; then real training."""
 
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -27,7 +29,7 @@ class Job:
     def __init__(self, cluster, folder: Path, script: str, *flags: str, **request) -> None:
         folder.mkdir()
         stand_in = folder / "stand-in"
-        stand_in.write_text(f"#!/bin/bash\ncd {folder}\n{script}\n", "utf8")
+        stand_in.write_text(f"#!/bin/bash\ncd {shlex.quote(str(folder))}\n{script}\n", "utf8")
         stand_in.chmod(0o755)
         asked = yaml.safe_load((CONF / "cluster/slurm.yaml").read_text("utf8"))
         asked |= {"nodes": 2, "gpus_per_node": 0, "tasks_per_node": 1, "python": str(stand_in), **request}
@@ -45,7 +47,7 @@ class Job:
     def ends(self, state: str, starts: int) -> str:
         """Waits for the end, as `state` after so many starts; returns the log."""
         job = self.cluster.wait(self.id, {state}, 60)
-        log = self.cluster.output(self.id)
+        log = (self.folder / f"slurm-{self.id}.out").read_text("utf8", "replace")
         assert int(job["Restarts"]) == starts - 1, log
         assert log.count(f"job {self.id}: start ") == starts, log
         return log
@@ -59,7 +61,7 @@ def start(cluster, tmp_path):
 
 def test_what_becomes_of_a_job_by_the_way_it_ends(cluster, start):
     """All at once, since each restart costs SLURM some seconds."""
-    done = start("done", "exit 0")
+    done = start("done 完 'a' \"b\" $c %j #d", "exit 0")
     mend = start("mend", "exit 2")
     once = start("once", f"{NEXT_START}\nexit 1")
     fails = start("fails", "exit 1", max_restarts=1)
@@ -95,3 +97,14 @@ def test_a_job_that_is_preempted_comes_back_once_whether_it_has_saved_or_not(clu
     cluster.run("srun", "--partition=high", "--nodes=2", "--exclusive", "true")
     assert "interrupted: back into the queue" in saves.ends("COMPLETED", 2)
     slow.ends("COMPLETED", 2)
+
+
+def test_inside_an_allocation_the_command_starts_the_ranks_itself(cluster, tmp_path):
+    stand_in = tmp_path / "stand-in"
+    stand_in.write_text(f"#!/bin/bash\necho $SLURM_PROCID of $SLURM_STEP_NUM_TASKS on $(hostname) >>{tmp_path}/ranks; exit 75\n")
+    stand_in.chmod(0o755)
+    words = [sys.executable, "-m", "bgetrain", "stage=finetune", "data=jsonl", "data.files=[x]", "model.path=x"]
+    words += ["cluster=slurm", "cluster.nodes=2", "cluster.gpus_per_node=0", f"cluster.python={stand_in}"]
+    said = cluster.run("salloc", "--nodes=2", *words, f"output_dir={tmp_path}/out", cwd=tmp_path, check=False)
+    assert said.returncode == 75, said.stderr
+    assert sorted((tmp_path / "ranks").read_text().splitlines()) == ["0 of 2 on node1", "1 of 2 on node2"]
