@@ -171,6 +171,26 @@ def test_a_task_bound_to_its_gpus_is_told_from_one_that_sees_all(environment, vi
     assert os.environ["LOCAL_RANK"] == ("0" if own else "1")  # which DeepSpeed takes for the number of a GPU
 
 
+@pytest.mark.parametrize(("own", "visible", "device"), [(True, 1, 0), (True, 2, 0), (False, 2, 1), (False, 1, None)])
+def test_a_task_with_gpus_of_its_own_takes_the_first_and_one_that_sees_all_takes_its_own(monkeypatch, own, visible, device):
+    import torch
+
+    from bgetrain import distributed
+
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    if device is None:
+        with pytest.raises(ValueError, match="num_processes=2 exceeds the 1 GPUs of this machine"):
+            distributed.start(1, 2, 1, 2, 1.0, threads=3, has_own_gpus=own)
+    else:
+        assert distributed.start(1, 2, 1, 2, 1.0, threads=3, has_own_gpus=own).device == torch.device("cuda", device)
+        assert chosen == [3, torch.device("cuda", device)]
+
+
 # --- the desk ---------------------------------------------------------------------------------------------------------
 
 
