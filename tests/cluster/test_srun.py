@@ -143,8 +143,8 @@ def test_ports_are_those_of_the_step_and_differ_for_neighbours():
 @pytest.mark.parametrize(
     ("usable", "variables", "local_size", "threads"),
     [
-        (64, {}, 8, 8),  # a machine without SLURM
-        (64, {"SLURM_CPUS_ON_NODE": "16"}, 8, 2),  # torchrun in a batch script, where nothing binds
+        (64, {}, 8, None),  # a machine without SLURM
+        (64, {"SLURM_JOB_ID": "1", "SLURM_CPUS_ON_NODE": "16"}, 8, 2),  # torchrun in a batch script, where nothing binds
         (8, {**TASK, "SLURM_CPUS_ON_NODE": "64", "SLURM_NODEID": "0"}, 2, 8),  # bound to its own
         (16, {**TASK, "SLURM_CPUS_ON_NODE": "16", "SLURM_NODEID": "0"}, 2, 8),  # bound to those of its job
         (64, {**TASK, "SLURM_CPUS_ON_NODE": "16", "SLURM_NODEID": "0"}, 2, 8),  # not bound
