@@ -99,12 +99,14 @@ def tasks_of_node(counts: str, node: int) -> int:
     return each[node]
 
 
-def threads(local_size: int) -> int:
-    """Cores for this rank.
+def threads(local_size: int) -> int | None:
+    """Cores for this rank; None where SLURM has given none.
 
     Args:
         local_size: ranks on this machine, which share its cores unless SLURM has given each task its own.
     """
+    if not in_allocation():
+        return None
     usable = len(os.sched_getaffinity(0))
     of_job = int(os.environ.get("SLURM_CPUS_ON_NODE", usable))
     if not in_step():
