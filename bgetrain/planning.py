@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from omegaconf import OmegaConf
 
 from bgetrain import config, recipe, selection
-from bgetrain.target import named
+from bgetrain.target import is_int, named
 
 
 class Step(NamedTuple):
@@ -38,10 +38,12 @@ def run(arguments: Sequence[str]) -> int:
     asked = cfg["plan"]
     check(asked)
     steps = steps_of(asked, others)
-    if isinstance(asked["rows"], dict):
-        for name in asked["rows"]:
-            if name not in [step.name for step in steps]:
-                raise ValueError(f"plan.rows: there is no step {name!r}{selection.nearest(name, [step.name for step in steps])}")
+    names = [step.name for step in steps]
+    for name, rows in asked["rows_of"].items():
+        if name not in names:
+            raise ValueError(f"plan.rows_of: there is no step {name!r}{selection.nearest(name, names)}")
+        if not is_int(rows) or rows < 1:
+            raise ValueError(f"plan.rows_of.{name} must be a whole number above 0, got {rows!r}")
     named(cfg["stage"]["_target_"])(asked, steps)
     return 0
 

@@ -132,7 +132,7 @@ def key(tensor: Tensor) -> int:
 
 
 class FusedAttention(torch.autograd.Function):
-    """The shapes of a fused kernel for [n, heads, L, E]: no scores are kept, but the log-sum-exp of each row, and a mask as numbers."""
+    """The shapes of a fused kernel for [n, heads, L, E]: no scores are kept, but their log-sum-exp and a mask as numbers."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ledger: Ledger) -> Tensor:

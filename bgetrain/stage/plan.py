@@ -25,7 +25,8 @@ def asked(
     network: PositiveFloat,
     memory_share: Ratio,
     mfu: Ratio,
-    rows: PositiveInt | Mapping[str, Any] | None,
+    rows: PositiveInt | None,
+    rows_of: Mapping[str, PositiveInt],
     queries: NonNegativeInt,
     query_tokens: PositiveInt | None,
     passage_tokens: PositiveInt | None,
@@ -64,7 +65,7 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
     earlier: dict[str, Encoder] = {}
     found = []
     for each in planned:
-        rows = plan["rows"].get(each.name) if isinstance(plan["rows"], Mapping) else plan["rows"]
+        rows = plan["rows_of"].get(each.name, plan["rows"])
         try:
             figures, encoder = figures_of(each.cfg, {**plan, "rows": rows}, earlier)
         except ValueError as error:

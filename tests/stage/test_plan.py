@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_told_with_what_would(capsys):
 def test_a_recipe_is_planned_step_by_step_with_totals_and_its_own_models(capsys, tmp_path):
     found = planned(
         capsys, "recipe=quickstart", "plan.gpu=h100", "plan.gpus=8", "plan.price=2.5", "plan.search=false",
-        f"output_dir={tmp_path}", "plan.rows={evaluate-pairs: 1000}",
+        f"output_dir={tmp_path}", "plan.rows_of={evaluate-pairs: 1000}",
     )  # fmt: skip
     steps = {each["step"]: each for each in found["steps"]}
     assert next(iter(steps)) == "tokenizer"
@@ -99,7 +99,7 @@ def test_a_device_of_ones_own_and_a_shape_that_is_nowhere(capsys):
         ([], "plan.stage is missing"),
         (["plan.stage=pairs", "globl_batch=8"], "did you mean global_batch?"),
         (["plan.stage=pairs", "recipe=quickstart"], "give one of the two"),
-        (["recipe=quickstart", "plan.rows={pears: 3}"], "did you mean pairs?"),
+        (["recipe=quickstart", "plan.rows_of={pears: 3}"], "did you mean pairs?"),
         (["plan.stage=pairs", "plan.gpus=0"], "plan.gpus must be a whole number above 0"),
     ],
 )
