@@ -108,7 +108,12 @@ def scaled(overrides: list[str]) -> list[str]:
             each = f"{key}=1"
         small.append(each)
     if "data=pydocs" in overrides:
-        small += ["data.packages=[asyncio,email,http,unittest,xml]", "data.max_rows=400", "data.num_workers=1", "data.cache=harvest"]
+        small += [
+            "data.packages=[asyncio,email,http,unittest,xml]",
+            "data.max_rows=400",
+            "data.num_workers=1",
+            "data.cache=harvest",
+        ]
     if "stage=check" in overrides:
         small += ["check.num_workers=1"]
     if any(f"stage={stage}" in overrides for stage in ("retromae", "pairs", "finetune")):
