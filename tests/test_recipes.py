@@ -164,7 +164,7 @@ def test_a_wrong_key_or_value_in_any_step_is_found(tmp_path):
         (
             "masking.decoder_masks=128",
             "masking.decoder_mask=128",
-            "step retromae: stage=retromae has no key 'masking.decoder_mask'",
+            "retromae: stage=retromae has no key 'masking.decoder_mask'",
         ),
         ("loss.temperature=0.01", "loss.temperature=0", "step pairs: loss.temperature must be a number above 0"),
         ("data=fever", "data=fevre", "step mine-fever: data=fevre"),
