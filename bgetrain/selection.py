@@ -71,7 +71,9 @@ def explain(error: Exception, parsed: Sequence[Override], known: Sequence[str]) 
     """
     for each in parsed:
         key = each.key_or_group
-        if known and not each.is_add() and not each.is_force_add() and key not in known:
+        # the sources of a mixture are named by the user: Hydra takes any, and it is another key that it complains of
+        of_mixture = key.startswith("data.sources.") and "data.sources" in known
+        if known and not each.is_add() and not each.is_force_add() and key not in known and not of_mixture:
             return unknown(key, known, parsed)
         if each.is_add() and key in known:
             return f"{each.input_line}: {key} is there already, write it without +"

@@ -157,7 +157,7 @@ def test_the_page_of_a_stage_shows_every_key_as_one_types_it_with_its_comment(st
         assert "queries per step over all ranks" in line
     assert max(map(len, page.splitlines())) <= 120
     shown = dict(re.findall(r"^  ([\w.]+)=(\S+)", page, re.M))
-    assert shown["num_processes"] == ("1" if stage == "check" else "null")
+    assert shown["num_processes"] == ("1" if stage in ("check", "split") else "null")
 
 
 def test_the_page_of_a_stage_shows_overrides_and_what_is_missing():

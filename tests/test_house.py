@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from bgetrain import config, recipe, recipe_file, selection
+from bgetrain import config, selection
 from bgetrain.target import named, signature
 
 ROOT = selection.PACKAGE
@@ -299,11 +299,3 @@ def test_the_schema_covers_every_top_level_key_and_the_stage_reads_each(stage):
 def test_every_key_of_the_schema_stands_in_some_stage():
     found = {key for stage in selection.options("stage") for key in config.compose([f"stage={stage}"], missing=True)}
     assert found == set(config.Config.__annotations__)
-
-
-@pytest.mark.parametrize("name", sorted(path.stem for path in selection.RECIPES.glob("*.yaml")))
-def test_every_recipe_plans(name, tmp_path):
-    steps = recipe.plan(name, str(tmp_path), [])
-    assert [step.name for step in steps] == list(recipe_file.load(name))
-    for step in steps:
-        config.compose(step.overrides)

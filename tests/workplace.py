@@ -1,4 +1,4 @@
-"""A folder in which any recipe runs offline in seconds: generated rows of every named set, and tiny models, each under its hub id."""
+"""A folder in which any recipe runs offline: generated rows of every named set and tiny models, each under its hub id."""
 
 import random
 from collections.abc import Iterable
@@ -9,7 +9,6 @@ import yaml
 from named import CASES, write
 
 from bgetrain import selection
-from bgetrain.overrides import parse
 
 ROWS = 34  # of each row of `named.CASES`
 ENGLISH = ["fox", "whale", "frog", "owl", "cat", "dog", "river", "stone", "cloud", "tree", "red", "blue", "old", "wild", "deep"]
@@ -93,7 +92,7 @@ def write_model(folder: Path, width: int, layers: int, heads: int) -> None:
 
 
 def scaled(overrides: list[str]) -> list[str]:
-    """The overrides of a step at a thousandth of its size: batch and steps; a Python harvest of one package; on a CPU."""
+    """The overrides of a step at a thousandth of its batch, 12 at least, for one update, on a CPU."""
     small, keys = [], {each.partition("=")[0]: each for each in overrides}
     for each in overrides:
         key, _, value = each.partition("=")
@@ -119,5 +118,4 @@ def scaled(overrides: list[str]) -> list[str]:
         small += ["total_steps=1", "epochs=null"]
     if "model.hidden_size" in keys:
         small += ["model.hidden_size=32", "model.num_heads=2", "model.num_layers=1"]
-    parse(small)
     return small
