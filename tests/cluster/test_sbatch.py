@@ -160,11 +160,6 @@ def test_overrides_and_folders_survive_the_shell(here):
     assert f'#SBATCH --output="{here}/out 断 \'x\' \\"y\\" $z %%j/slurm-%j.out"' in script.read_text("utf8")
 
 
-def test_a_folder_with_a_line_break_is_refused(here):
-    with pytest.raises(ValueError, match="line break"):
-        sbatch.write(command(here / "a\nb"), request())
-
-
 ENDS = [
     # status of srun, what SLURM says, its nodes; status of the script, is it requeued, what it says
     (0, "JobState=RUNNING Restarts=0", "", 0, False, "done"),
@@ -175,6 +170,8 @@ ENDS = [
     (75, "JobState=COMPLETING Reason=TimeLimit Restarts=0", "", 75, True, "time is up"),
     (0, "JobState=COMPLETING Reason=TimeLimit Restarts=0", "", 0, True, "time is up"),  # srun gave the ranks up
     (75, "JobState=COMPLETING Reason=None Restarts=1", "", 75, False, "SLURM has put it back"),
+    (0, "JobState=COMPLETING Reason=None PreemptTime=2026-01-01 Restarts=0", "", 0, True, "pre-empted"),  # PreemptMode=CANCEL
+    (75, "JobState=COMPLETING Reason=None PreemptTime=2026-01-01 Restarts=1", "", 75, False, "SLURM has put it back"),
     (143, "JobState=RUNNING PreemptTime=2026-01-01 Restarts=0", "", 143, True, "pre-empted"),
     (1, "JobState=RUNNING PreemptTime=None Restarts=0", "node1 alloc\nnode2 alloc*\n", 1, True, "node2 was lost"),
     (1, "JobState=RUNNING PreemptTime=None Restarts=0", "node1 alloc\n", 1, True, "failure 1"),
@@ -236,6 +233,21 @@ def test_a_signal_reaches_the_ranks_and_the_script_waits_for_them(here, number, 
     assert (process.returncode, site.requeued()) == (status, ["7"] * again)
 
 
+def test_at_a_time_limit_the_job_is_put_back_before_the_ranks_have_saved(here):
+    site = Site(here, "trap '' USR1\ntouch listens; exec sleep 20")
+    process = site.start(sbatch.write(command(here / "out"), request()))
+    while not (here / "listens").exists():
+        time.sleep(0.02)
+    site.tell("JobId=7 JobState=COMPLETING Reason=TimeLimit Restarts=0 Requeue=1")
+    process.send_signal(signal.SIGTERM)
+    while not site.requeued():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()  # as SLURM does after KillWait
+    process.wait()
+    assert site.requeued() == ["7"]
+
+
 def test_a_signal_during_set_up_starts_no_ranks(here):
     site = Site(here, "touch started")
     script = sbatch.write(command(here / "out"), request(setup=["touch sets-up", "sleep 0.5"]))
@@ -285,6 +297,8 @@ def test_each_task_of_an_array_runs_its_line(here):
     assert (here / "sweep/1/failures-7_1.txt").exists()
 
 
-def test_an_array_refuses_what_a_line_cannot_hold(here):
+def test_a_line_break_is_refused_where_a_line_cannot_hold_it(here):
     with pytest.raises(ValueError, match="line break"):
         sbatch.write_array([command(here / "a", *ODD)], here, request())
+    with pytest.raises(ValueError, match="line break"):
+        sbatch.write(command(here / "a\nb"), request())
