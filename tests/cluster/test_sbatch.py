@@ -116,11 +116,10 @@ LINES = [
     ({"heartbeat_seconds": 7.5}, "        --kill-on-bad-exit=0 --wait=68 --export=ALL \\"),
     ({"port": 29500}, "export MASTER_PORT=29500"),
 ]
-ELSEWHERE = {"_target_", "timeout_minutes"}  # a rank reads it, like the heartbeat
 
 
 def test_every_key_is_tried():
-    assert {key for given, _ in LINES for key in given} == set(request()) - ELSEWHERE
+    assert {key for given, _ in LINES for key in given} == set(request()) - {"_target_", "timeout_minutes"}  # which a rank reads
 
 
 @pytest.mark.parametrize(("given", "line"), LINES, ids=lambda each: str(each)[:40])
@@ -224,9 +223,8 @@ def test_a_signal_reaches_the_ranks_and_the_script_waits_for_them(here, number, 
     wait = f"{rank}\ntouch listens; for each in $(seq 200); do sleep 0.05; done"
     site = Site(here, wait)
     process = site.start(sbatch.write(command(here / "out"), request()))
-    deadline = time.monotonic() + 10
     while not (here / "listens").exists():
-        assert time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(number)
     process.communicate(timeout=10)
@@ -288,11 +286,9 @@ def test_each_task_of_an_array_runs_its_line(here):
     commands = [command(here / f"sweep/{number}", *ODD[:3], f"seed={number}") for number in range(3)]
     site = Site(here, 'printf "%s\\0" "${@:10}" >given; exit 1')
     script = sbatch.write_array(commands, here / "sweep", request(max_restarts=1))
-    assert script == here / "sweep/job.sbatch"
     assert f"#SBATCH --output={here}/sweep/slurm-%A_%a.out" in script.read_text("utf8")
     assert len((here / "sweep/jobs.txt").read_text("utf8").splitlines()) == 3
-    own = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
-    assert site.run(script, **own)[2] == ["7_1"]
+    assert site.run(script, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="1")[2] == ["7_1"]
     assert (here / "given").read_text("utf8").split("\0")[:-1] == commands[1].arguments
     assert (here / "sweep/1/failures-7_1.txt").exists()
 
