@@ -28,14 +28,19 @@ job=${job:-$SLURM_JOB_ID} starts=$((${SLURM_RESTART_COUNT:-0} + 1))
 say() { printf '%(%F %T)T job %s: %s\n' -1 "$job" "$*"; }
 ask() { facts=$(scontrol show job -o "$job" 2>/dev/null); } # SLURM's word on this job
 fact() { [[ " $facts " =~ " $1="([^ ]*) ]] && printf '%s' "${BASH_REMATCH[1]}"; }
+ended_early() { # by SLURM, which does not start it again
+    [ "$(fact Restarts)" -lt "$starts" ] || return 1
+    [ "$(fact Reason)" != TimeLimit ] || { echo "time is up"; return 0; }
+    [[ $(fact PreemptTime) = [0-9]* ]] && echo "pre-empted"
+}
 
 asked= heard= stay= ranks=
 hear() { # a signal is passed on, as one that srun lets through; the ranks save
     asked=yes heard=yes
     [ "$1" != INT ] || stay=yes
     [ -z "$ranks" ] || kill -USR1 "$ranks" 2>/dev/null
-    if [ "$1" = TERM ] && ask && [ "$(fact Reason)" = TimeLimit ]; then # saving takes longer, and SLURM may kill this shell
-        scontrol requeue "$job" 2>/dev/null && say "time is up: back into the queue"
+    if [ "$1" = TERM ] && ask && why=$(ended_early); then # saving takes longer, and SLURM may kill this shell
+        scontrol requeue "$job" 2>/dev/null && say "$why: back into the queue"
     fi
 }
 for signal in USR1 INT TERM; do trap "hear $signal" "$signal"; done
@@ -73,7 +78,7 @@ if [ -n "$state" ] && [ "$state" != RUNNING ]; then
         say "SLURM has put it back into the queue (status $status)"
         exit "$status"
     fi
-    [ "$(fact Reason)" != TimeLimit ] || back "time is up (status $status)"
+    ! why=$(ended_early) || back "$why (status $status)"
     say "cancelled (status $status): submit it again to go on from the last checkpoint"
     exit "$status"
 fi
