@@ -199,6 +199,12 @@ def test_the_job_that_ends_last_writes_the_ladder_and_no_other(queue, diamond, t
     assert len(queue.submitted) == 5
 
 
+def test_what_a_recipe_notes_of_a_run_here_holds_no_secret(tmp_path):
+    steps.note(str(tmp_path), "any", [steps.Step("a", ["logger.api_key=hunter22"], f"{tmp_path}/a", [])], {})
+    assert "hunter22" not in (tmp_path / "steps.json").read_text()
+    assert steps.noted(tmp_path)[1][0].output_dir == f"{tmp_path}/a"
+
+
 # --- cluster.* of a step ----------------------------------------------------------------------------------------------
 
 
