@@ -6,6 +6,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -202,12 +203,17 @@ def fit_cluster(listed: Sequence[str], chosen: Sequence[str]) -> list[str]:
         if not any(key in keys for keys in known.values()):
             near = selection.nearest(f"cluster.{key}", [f"cluster.{key}" for keys in known.values() for key in keys])
             raise ValueError(f"{each}: conf/cluster has no key {key!r}{near}")
-    others = [each for each in kept if each not in sizes]
+    option = cluster_of(tuple([*(each for each in kept if each not in sizes), *chosen]))
+    return [each for each in kept if each not in sizes or sizes[each] in known.get(option, ())]
+
+
+@cache
+def cluster_of(listed: tuple[str, ...]) -> str:
+    """The option of `conf/cluster` that overrides choose; "" where they do not compose, which is said better later."""
     try:
-        option = config.choices([*others, *chosen])["cluster"]
-    except config.FAULTS:  # said better when all is composed
-        return others
-    return [each for each in kept if each not in sizes or sizes[each] in known[option]]
+        return config.choices(listed)["cluster"]
+    except config.FAULTS:
+        return ""
 
 
 def cluster_keys() -> dict[str, list[str]]:
