@@ -52,7 +52,8 @@ def note(folder: str, name: str, steps: Sequence[Step], submitted: Mapping[str, 
     Raises:
         ValueError: the folder cannot be written.
     """
-    rows = [{**step._asdict(), "submitted": submitted.get(step.name)} for step in steps]
+    # without overrides but those of jobs, which may hold no secret (rules.py)
+    rows = [{"name": step.name, "needs": step.needs, "submitted": submitted.get(step.name)} for step in steps]
     try:
         output.write(Path(folder) / NOTE, json.dumps({"recipe": name, "steps": rows}, indent=1))
     except OSError as error:
@@ -60,14 +61,11 @@ def note(folder: str, name: str, steps: Sequence[Step], submitted: Mapping[str, 
 
 
 def noted(folder: str | Path) -> tuple[str, list[Step], dict[str, list[str]]] | None:
-    """Name, steps and submitted ones of the recipe in a folder, as `note` has left them; None where there is none."""
+    """Name of the recipe in a folder, its steps without overrides, and those submitted with theirs; None where there is none."""
     try:
         known = json.loads((Path(folder) / NOTE).read_text("utf8"))
         # a recipe's folder may have been moved: its steps are beside the note
-        steps = [
-            Step(str(row["name"]), list(row["overrides"]), str(Path(folder) / row["name"]), list(row["needs"]))
-            for row in known["steps"]
-        ]
+        steps = [Step(str(row["name"]), [], str(Path(folder) / row["name"]), list(row["needs"])) for row in known["steps"]]
         return str(known["recipe"]), steps, {row["name"]: row["submitted"] for row in known["steps"] if row["submitted"]}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -4,7 +4,6 @@ import json
 import re
 import shlex
 import subprocess
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,21 +35,17 @@ def queue(tmp_path, monkeypatch) -> Queue:
 
 @pytest.fixture
 def diamond(tmp_path) -> list[str]:
-    """The arguments that run the recipe into `out`."""
-    (tmp_path / "diamond.yaml").write_text(DIAMOND.format(texts=tmp_path / "texts.jsonl"))
-    return [f"recipe={tmp_path}/diamond.yaml", f"output_dir={tmp_path}/out"]
+    """The arguments that run the recipe into `out`, the same in every test: a config is then composed once."""
+    (tmp_path / "diamond.yaml").write_text(DIAMOND.format(texts="texts.jsonl"))
+    return ["recipe=diamond.yaml", "output_dir=out"]
 
 
 def finish(folder: Path, step: str, **figures) -> None:
     """Leaves what a step that is done leaves, under the config that its recipe has for it."""
-    made = next(each for each in plan(folder) if each.name == step)
+    made = next(each for each in recipe.plan("diamond.yaml", "out", list(SLURM)) if each.name == step)
+    assert Path(made.output_dir).absolute() == folder / step
     output.claim(chain.plain(made))
     output.finish(made.output_dir, "any", figures)
-
-
-@cache
-def plan(folder: Path) -> list[steps.Step]:
-    return recipe.plan(f"{folder.parent}/diamond.yaml", str(folder), list(SLURM))
 
 
 def dependencies(queue: Queue) -> dict[str, set[str]]:
@@ -199,6 +194,12 @@ def test_the_job_that_ends_last_writes_the_ladder_and_no_other(queue, diamond, t
     assert len(queue.submitted) == 5
 
 
+def test_what_a_recipe_notes_of_a_run_here_holds_no_secret(tmp_path):
+    steps.note(str(tmp_path), "any", [steps.Step("a", ["logger.api_key=hunter22"], f"{tmp_path}/a", [])], {})
+    assert "hunter22" not in (tmp_path / "steps.json").read_text()
+    assert steps.noted(tmp_path)[1][0].output_dir == f"{tmp_path}/a"
+
+
 # --- cluster.* of a step ----------------------------------------------------------------------------------------------
 
 
@@ -249,5 +250,5 @@ def test_a_script_holds_the_steps_own_command(queue, diamond, tmp_path):
     assert cli.main([*diamond, *SLURM, "seed=5"]) == 0
     script = (tmp_path / "out/left/job.sbatch").read_text()
     words = shlex.split(script[script.index("run=(") + 5 :].partition("\n)")[0])
-    assert {"stage=evaluate", f"model.path={tmp_path}/out/root/model", "seed=5", f"output_dir={tmp_path}/out/left"} <= set(words)
+    assert {"stage=evaluate", "model.path=out/root/model", "seed=5", "output_dir=out/left"} <= set(words)
     assert yaml.safe_load((tmp_path / "out/steps.json").read_text())["recipe"] == "diamond"
