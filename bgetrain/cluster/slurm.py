@@ -68,7 +68,7 @@ def launch(
     """
     request = {name: value for name, value in locals().items() if name not in ("run", "command")}
     local.prepare()
-    place = local.joined(timeout_minutes, heartbeat_seconds)
+    place = local.joined(timeout_minutes, heartbeat_seconds, port)
     if place is None and srun.in_step():
         place = local.alone(timeout_minutes, heartbeat_seconds)
     if place:
