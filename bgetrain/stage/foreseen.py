@@ -1,6 +1,6 @@
 """What a stage's config will hold, compute and send on a device that is not at hand."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -197,11 +197,10 @@ class Training:
         outcomes = [self.outcome(choice, self.rehearsed) for choice in choices]
         return next((each for each in outcomes if each.peak <= self.allowed), outcomes[-1])
 
-    def others(self) -> Iterator[Outcome]:
-        """All that might be chosen instead."""
+    def others(self, zero: Sequence[int]) -> Iterator[Outcome]:
+        """All that might be chosen instead, under these ZeRO stages."""
         longest, total = max(self.texts), sum(length * count for length, count in self.texts.items())
         tokens = [each for each in TRIED if longest <= each < 2 * total] or [self.cfg["chunk_tokens"]]
-        zero = sorted({self.own_zero, 1, 2, 3} - ({0} if self.precision != "fp32" else set()))
         modes = ["summed"] if self.objective is not None else ["single", "cached"]
         can = self.module(False)
         can = (can.lm if self.objective is not None else can.backbone).supports_gradient_checkpointing
@@ -209,8 +208,14 @@ class Training:
             yield self.outcome(Choice(stage, checkpointing, chunk, mode), self.between)
 
     def better(self, own: Outcome) -> Outcome | None:
-        """The fastest that fits, where it is worth a change; of those alike the one with most like the config's."""
-        fitting = [each for each in self.others() if each.peak <= self.allowed]
+        """The fastest that fits, where it is worth a change; of those alike the one with most like the config's.
+
+        Another ZeRO stage is taken only where none fits under the config's: its many small exchanges cost what bytes do not say.
+        """
+        fitting: list[Outcome] = []
+        for zero in dict.fromkeys((self.own_zero, 1, 2, 3)):
+            if not fitting:
+                fitting = [each for each in self.others([zero]) if each.peak <= self.allowed]
         if not fitting:
             return None
         least = min(each.time for each in fitting)
