@@ -264,7 +264,7 @@ def dummies(group: str, option: str) -> list[str]:
 
 
 def parts(stage: str) -> list[str]:
-    listed = [key for each in yaml_of("stage", stage)["defaults"] if isinstance(each, dict) for key in each]
+    listed = [key for each in yaml_of("stage", stage).get("defaults", []) if isinstance(each, dict) for key in each]
     return [key.removeprefix("/") for key in listed] + ["cluster", "logger"]
 
 
