@@ -118,7 +118,7 @@ def test_the_numbers_of_bge_are_those_that_were_published(name, size, version):
 
 
 @pytest.mark.parametrize(("name", "size", "version"), [*BGE, ("bge-large-zh-noinstruct", "large-zh", "-noinstruct")])
-def test_queries_are_instructed_in_the_sets_for_retrieval_and_in_no_others(name, size, version):
+def test_queries_are_instructed_in_the_sets_for_retrieval_and_in_no_others(name, size, version, quick):
     cfg = config.compose(next(step.overrides for step in recipe.plan(name, FOLDER, []) if step.name == "finetune"))
     found = {part: source["query_instruction"] for part, source in cfg.data.sources.items()}
     retrieval = {
@@ -158,7 +158,7 @@ def test_every_line_with_a_number_says_where_it_is_from(name):
     assert not silent
 
 
-def test_a_wrong_key_or_value_in_any_step_is_found(tmp_path):
+def test_a_wrong_key_or_value_in_any_step_is_found(tmp_path, quick):
     text = (selection.RECIPES / "bge-base-en.yaml").read_text("utf8")
     for right, wrong, said in (
         (
