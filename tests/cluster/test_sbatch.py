@@ -120,7 +120,7 @@ ELSEWHERE = {"_target_", "timeout_minutes", "array_parallel"}  # read by a rank,
 
 
 def test_every_key_is_tried():
-    assert {key for given, _ in LINES for key in given} == set(request()) - {"_target_", "timeout_minutes"}  # which a rank reads
+    assert {key for given, _ in LINES for key in given} == set(request()) - ELSEWHERE
 
 
 @pytest.mark.parametrize(("given", "line"), LINES, ids=lambda each: str(each)[:40])

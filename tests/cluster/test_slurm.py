@@ -141,6 +141,8 @@ def test_inside_an_allocation_a_signal_reaches_srun_as_one_that_it_passes_on(sit
 def test_a_process_that_srun_has_started_is_a_rank(site, monkeypatch):
     for name, value in {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SLURM_STEP_TASKS_PER_NODE", "1")
+    monkeypatch.setenv("SLURM_NODEID", "0")
     assert launch() == 1
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -150,9 +152,9 @@ def test_a_process_that_srun_has_started_is_a_rank(site, monkeypatch):
 def test_dependencies_and_arrays_reach_sbatch_and_the_id_is_noted(site):
     script = site / "job.sbatch"
     assert queue.submitted(str(site)) is None
-    assert queue.submit(script, after=["3", "4"], after_any=["5"], array=8) == "12"
-    dependency = "--dependency=afterok:3:4,afterany:5 --kill-on-invalid-dep=yes"
-    assert (site / "submitted").read_text() == f"--parsable {dependency} --array=0-7 {script}\n"
+    assert queue.submit(script, after=["3", "4"], array=8, parallel=3) == "12"
+    dependency = "--dependency=afterok:3:4 --kill-on-invalid-dep=yes"
+    assert (site / "submitted").read_text() == f"--parsable {dependency} --array=0-7%3 {script}\n"
     assert queue.submitted(str(site)) == "12"
     (site / "job.json").write_text("[]")
     assert queue.submitted(str(site)) is None
