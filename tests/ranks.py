@@ -14,15 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-IMPORTED_ONCE = [
-    "torch._dynamo",
-    "datasets",
-    "deepspeed",
-    "sentence_transformers",
-    "transformers.models.bert.modeling_bert",
-    "bgetrain.stage.contrastive",
-    "bgetrain.stage.retromae",
-]
+IMPORTED_ONCE = ["preloaded"]
 
 
 def spawn(size: int, function: Callable[..., Any], *arguments: Any, seconds: float = 240.0) -> list[Any]:

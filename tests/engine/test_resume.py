@@ -29,7 +29,7 @@ def configure(
         "stage=finetune", "data=beir", f"data.path={data}", f"optim={optim}", f"engine=zero{zero}", f"precision={precision}",
         f"log_every={log_every}", "save_every=1000", f"total_steps={TOTAL}", "global_batch=7", "group_size=1", "chunk_tokens=60",
         "step_mode=cached", f"model.path={model}", f"model.dropout={dropout}", "loss.temperature=0.1", f"output_dir={output}",
-        "optim.lr=0.003", "optim.weight_decay=0.1", "data.query_max_len=24", "data.passage_max_len=24",
+        "optim.lr=0.003", "optim.weight_decay=0.1", "data.query_max_len=24", "data.passage_max_len=24", "preflight=false",
     ]  # fmt: skip
     if optim == "sgd":
         chosen += ["optim.momentum=0.9", "optim.lr=0.3"]

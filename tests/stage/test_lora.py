@@ -41,7 +41,7 @@ def configure(case: Case, model: Path, data: Path, output: Path, **changes: Any)
         "model.gradient_checkpointing": case.checkpointing, "model.lora": RANK, "model.lora_scale": SCALE,
         "model.lora_dropout": 0, "model.pooling": "cls", "loss.temperature": 0.2, "optim.lr": LR, "optim.warmup_ratio": 0,
         "engine.gradient_clipping": 0, "data.query_max_len": 24, "data.passage_max_len": 24,
-        "data.query_instruction": "'find: '", "output_dir": output,
+        "data.query_instruction": "'find: '", "preflight": "false", "output_dir": output,
     } | changes  # fmt: skip
     if case.zero == 3:
         chosen |= {f"+engine.zero_optimization.stage3_{key}": 0 for key in ("param_persistence_threshold", "max_reuse_distance")}
@@ -167,7 +167,9 @@ def test_adapters_train_as_peft_trains_them_in_one_process_at_every_zero_stage_a
     from safetensors.torch import load_file
     from transformers import AutoModel
 
-    cases = [*CASES, *ROUNDED]
+    cases = (
+        [*CASES, *ROUNDED] if size == 2 else [*CASES[1::5], ROUNDED[0]]
+    )  # one rank sends nothing: no stage differs but in code
     jobs = [(configure(case, model_folder, data, tmp_path / str(number)),) for number, case in enumerate(cases)]
     results = spawn(size, several, jobs, seconds=400)[0]
     base = AutoModel.from_pretrained(model_folder).state_dict()

@@ -16,7 +16,7 @@ def configure(model: Path, data: Path | None, output: Path, /, **changes: Any) -
         "stage": "finetune", "data": "beir", "optim": "sgd", "engine": "zero1", "precision": "fp32",
         "log_every": 1, "total_steps": 1, "global_batch": 12, "group_size": 1, "chunk_tokens": 60, "step_mode": "cached",
         "model.path": model, "model.dropout": 0.2, "loss.temperature": 0.1, "optim.lr": 0.3, "engine.gradient_clipping": 0,
-        "output_dir": output, "data.query_max_len": 24, "data.passage_max_len": 24,
+        "output_dir": output, "data.query_max_len": 24, "data.passage_max_len": 24, "preflight": "false",
     } | ({"data.path": data} if data else {}) | changes  # fmt: skip
     return OmegaConf.to_container(config.compose([f"{key}={value}" for key, value in chosen.items()]), resolve=True)
 

@@ -11,7 +11,7 @@ def configure(model: Path, data: Path, output: Path, zero: int, mode: str, chunk
     from bgetrain import config
 
     chosen = [
-        "stage=finetune", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1",
+        "stage=finetune", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1", "preflight=false",
         "total_steps=4", "global_batch=14", "group_size=1", f"chunk_tokens={chunk_tokens}", f"step_mode={mode}",
         f"model.path={model}", "model.dropout=0", f"output_dir={output}", "data.query_max_len=24", "data.passage_max_len=24",
     ]  # fmt: skip
@@ -93,7 +93,7 @@ def test_gradients_of_a_bf16_model_are_added_up_over_ranks_in_fp32(spawn, model_
 
 
 def accumulate(world, zero: int, chunks: int, accumulated_in: str) -> dict:
-    """Gradients of 2,000 texts in bf16, as one chunk or as many."""
+    """Gradients of 700 texts in bf16, as one chunk or as many."""
     import torch
     from deepspeed.utils import safe_get_full_grad
 
@@ -118,15 +118,15 @@ def accumulate(world, zero: int, chunks: int, accumulated_in: str) -> dict:
     optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
     types = {"grad_accum_dtype": accumulated_in}
     engine = deepspeed.start(module, optimizer, precision="bf16", world=world, data_types=types, **keys)
-    ids = torch.randint(0, 7, (2000, 3), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(0, 7, (700, 3), generator=torch.Generator().manual_seed(1))
     direction = torch.tensor([0.5, 1.0, -0.7, 0.3])
     take = single_step if chunks == 1 else cached_step
     parts = [(part, None) for part in ids.chunk(chunks)]
 
     def loss(embeddings, shift):
-        return LossOutput((embeddings @ direction).sum() / 2000, {})
+        return LossOutput((embeddings @ direction).sum() / 700, {})
 
-    take(engine, parts, torch.arange(2000), list(range(chunks)), loss)
+    take(engine, parts, torch.arange(700), list(range(chunks)), loss)
     gradients = {name: safe_get_full_grad(each).float().clone() for name, each in engine.trained().items()}
     engine.step()
     return gradients
@@ -142,11 +142,11 @@ def accumulations(world) -> list[tuple]:
     found = []
     for zero in (1, 2, 3):
         one = accumulate(world, zero, 1, "fp32")
-        found.append(tuple(distance(accumulate(world, zero, 2000, dtype), one) for dtype in ("fp32", "bf16")))
+        found.append(tuple(distance(accumulate(world, zero, 700, dtype), one) for dtype in ("fp32", "bf16")))
     return found
 
 
-def test_in_bf16_gradients_of_2000_chunks_are_those_of_one_within_a_hundredth_because_they_add_up_in_fp32(spawn):
+def test_in_bf16_gradients_of_700_chunks_are_those_of_one_within_a_hundredth_because_they_add_up_in_fp32(spawn):
     """Norm of the difference over the norm; at ZeRO 1, 2 and 3."""
     for zero, (exact, rounded) in zip((1, 2, 3), spawn(1, accumulations)[0], strict=True):
         print(f"ZeRO-{zero}: {exact:.5f} in fp32, {rounded:.5f} in bf16")
