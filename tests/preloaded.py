@@ -3,7 +3,7 @@
 import gc
 
 import datasets  # noqa: F401
-import deepspeed  # noqa: F401
+import deepspeed
 import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (the first engine of a process imports it, and torch._inductor)
 import sentence_transformers  # noqa: F401
 import torch._dynamo  # noqa: F401

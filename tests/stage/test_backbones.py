@@ -145,7 +145,8 @@ def trained(world, runs: list[list[str]]) -> list[dict[str, Any]]:
 def command(model: Path, file: Path, output: Path, *more: str) -> list[str]:
     return [
         "stage=retromae", f"model.path={model}", "data=text", f"data.files=[{file}]", f"output_dir={output}", "precision=fp32",
-        "documents.cut=truncate", "log_every=1", "preflight=false", "optim.warmup_ratio=0", "seed=3", f"global_batch={len(TEXTS)}", *more,
+        "documents.cut=truncate", "log_every=1",
+        "preflight=false", "optim.warmup_ratio=0", "seed=3", f"global_batch={len(TEXTS)}", *more,
     ]  # fmt: skip
 
 

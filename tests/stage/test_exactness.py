@@ -69,7 +69,8 @@ def composed(zero: int, model: Path, optim: str) -> Any:
     from bgetrain import config
 
     chosen = [
-        "stage=finetune", "data=jsonl", f"optim={optim}", f"engine=zero{zero}", "precision=fp32", "log_every=1", "preflight=false",
+        "stage=finetune", "data=jsonl", f"optim={optim}", f"engine=zero{zero}", "precision=fp32", "log_every=1",
+        "preflight=false",
         "save_every=1000", f"total_steps={STEPS}", "data.files=[]", "data.query_max_len=24", "data.passage_max_len=24",
         "data.query_instruction='find: '", f"model.path={model}", "model.dropout=0", "loss.temperature=0.2",
         f"optim.lr={LR[optim]}", "optim.warmup_ratio=0",

@@ -50,7 +50,8 @@ def several(world, runs: dict[str, list[str]], folder: Path) -> dict[str, list[d
 
 def overrides(model: Path, *more: str) -> list[str]:
     plain = [
-        "stage=finetune", "optim=sgd", "precision=fp32", "log_every=1", "preflight=false", "total_steps=6", "chunk_tokens=60", "group_size=3",
+        "stage=finetune", "optim=sgd", "precision=fp32", "log_every=1",
+        "preflight=false", "total_steps=6", "chunk_tokens=60", "group_size=3",
         f"model.path={model}", "model.dropout=0", "optim.lr=0.3", "engine.gradient_clipping=0", "loss.temperature=0.1",
         "data.query_max_len=24", "data.passage_max_len=24",
     ]  # fmt: skip

@@ -23,7 +23,8 @@ def overrides(model: Path, documents: Path, output: Path, *more: str) -> list[st
     return [
         "stage=retromae", "data=text", f"data.files=[{documents}]", "data.passage_max_len=24", f"model.path={model}",
         "model.dropout=0",
-        "global_batch=12", "chunk_tokens=60", "log_every=1", "preflight=false", "seed=3", "precision=fp32",
+        "global_batch=12", "chunk_tokens=60", "log_every=1",
+        "preflight=false", "seed=3", "precision=fp32",
         "evaluate.held_out=11", "evaluate.model=last", f"output_dir={output}", *more,
     ]  # fmt: skip
 

@@ -41,7 +41,8 @@ def composed(zero: int, loss: str, model: Path, data: Path) -> Any:
     from bgetrain import config
 
     chosen = [
-        "stage=retromae", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1", "preflight=false",
+        "stage=retromae", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1",
+        "preflight=false",
         f"total_steps={STEPS}", f"global_batch={ROWS}", "data.query_max_len=24", "data.passage_max_len=24", f"seed={SEED}",
         f"model.path={model}", "model.dropout=0", f"optim.lr={LR}", "engine.gradient_clipping=0", "documents.cut=truncate",
         *f"loss={loss}".split(),

@@ -11,7 +11,8 @@ def configure(model: Path, data: Path, output: Path, zero: int, mode: str, chunk
     from bgetrain import config
 
     chosen = [
-        "stage=finetune", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1", "preflight=false",
+        "stage=finetune", "data=beir", f"data.path={data}", "optim=sgd", f"engine=zero{zero}", "precision=fp32", "log_every=1",
+        "preflight=false",
         "total_steps=4", "global_batch=14", "group_size=1", f"chunk_tokens={chunk_tokens}", f"step_mode={mode}",
         f"model.path={model}", "model.dropout=0", f"output_dir={output}", "data.query_max_len=24", "data.passage_max_len=24",
     ]  # fmt: skip

@@ -68,7 +68,8 @@ def rows(tmp_path_factory) -> dict[str, Path]:
 
 def common(model: Path, output: Path, *more: str, dropout: float = 0, steps: int = STEPS, rate: str = "1e-3") -> list[str]:
     return [
-        f"model.path={model}", f"model.dropout={dropout}", "global_batch=4", "chunk_tokens=60", "log_every=1", "preflight=false", "seed=3",
+        f"model.path={model}", f"model.dropout={dropout}", "global_batch=4", "chunk_tokens=60", "log_every=1",
+        "preflight=false", "seed=3",
         "precision=fp32", f"total_steps={steps}", f"optim.lr={rate}", "evaluate.model=last", f"output_dir={output}", *more,
     ]  # fmt: skip
 
