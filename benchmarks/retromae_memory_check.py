@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from retromae_memory import MASKS, RATIO, Shape, built, predicted, sizes_of, states
+from retromae_memory import MASKS, RATIO, Shape, built, predicted
 
 SMALL: dict[str, Any] = {"num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 4000}
 
@@ -35,17 +35,18 @@ def check(tokens: int) -> None:
     precisions = {("bert", "fp32"): (256, 2048), ("modernbert", "fp32"): (256, 2048), ("bert", "bf16"): (256,)}
     cells = [(kind, precision, length) for (kind, precision), lengths in precisions.items() for length in lengths]
     for (kind, precision, length), width, checkpointing in product(cells, (128, 256), (False, True)):
-        shape, settings = Shape(tokens // length, length, precision, 1, checkpointing, "cpu"), small(kind, width)
+        shape = Shape(tokens // length, length, precision, 1, checkpointing, "cpu", chunks=2)
+        settings = small(kind, width)
         end, other = context.Pipe(duplex=False)
         process = context.Process(target=measure, args=(kind, settings, shape, other))
         process.start()
         other.close()
         held, peak = end.recv()
         process.join()
-        model = sizes_of(kind, settings)
-        expected, at = predicted(model, shape)
-        parts = states(model, shape)
-        kept = parts["weights"] + parts["optimizer"] + (4 * model.parameters if precision == "bf16" else 0)
+        parts, expected, at = predicted(kind, settings, shape)
+        kept = parts["weights"] + parts["optimizer"]
+        if precision == "bf16":  # fp32 sums of gradients stand between steps
+            kept += parts["gradients"] * 4 / 6
         print(
             f"| {kind} | {width} | {shape.texts} x {length:,} | {precision} | {'on' if checkpointing else 'off'} | "
             f"{held / 1e6:.0f} | {held / kept:.2f} | {peak / 1e6:.0f} | {peak / expected:.2f} | {at} |",

@@ -66,7 +66,7 @@ def listing(title: str, prefix: str, paths: Iterable[Path]) -> str:
 def entry(name: str, comment: str, width: int) -> str:
     """`  name  comment`, the comment folded under itself."""
     if not comment:
-        return f"  {name}\n"
+        return textwrap.fill(name, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False) + "\n"
     start = f"  {name:{width}}  "
     return textwrap.fill(comment, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)).rstrip() + "\n"
 
@@ -109,10 +109,15 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def keys(node: dict[str, Any], prefix: str, notes: dict[str, str]) -> str:
-    """A line `key=value  comment` for each key of a node."""
-    rows = [(f"{prefix}{key}", f"{prefix}{key}={typed(value)}") for key, value in node.items() if key != "_target_"]
+    """A line `key=value  comment` for each key of a node; of a table of mappings one for each row, without its comment."""
+    rows, tables = [], ""
+    for key, value in node.items():
+        if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+            tables += "".join(entry(f"{prefix}{key}.{name}={typed(each)}", "", 0) for name, each in value.items())
+        elif key != "_target_":
+            rows.append((f"{prefix}{key}", f"{prefix}{key}={typed(value)}"))
     width = min(44, max((len(shown) for _, shown in rows), default=0))
-    return "".join(entry(shown, notes.get(key, ""), width) for key, shown in rows)
+    return "".join(entry(shown, notes.get(key, ""), width) for key, shown in rows) + tables
 
 
 def typed(value: Any) -> str:

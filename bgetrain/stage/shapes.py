@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from bgetrain import parts
 from bgetrain.forecast import passes, steps
 from bgetrain.forecast.passes import Encoder, Setting
 from bgetrain.forecast.rehearsal import Pass
@@ -43,7 +42,7 @@ def link(asked: Config, device: Config) -> float:
 
 def lengths(cfg: Config, asked: Config) -> tuple[int, int]:
     """Tokens of a query and of a passage: the most that the data allows, or what is asked."""
-    nodes: Sequence[Mapping[str, Any]] = list(parts.sources(cfg).values()) or [cfg["data"]]
+    nodes: Sequence[Mapping[str, Any]] = list((cfg["data"].get("sources") or {}).values()) or [cfg["data"]]  # of a mixture
     found = []
     for key, given in (("query_max_len", asked["query_tokens"]), ("passage_max_len", asked["passage_tokens"])):
         most = max((node[key] for node in nodes if isinstance(node.get(key), int)), default=512)
