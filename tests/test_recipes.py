@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from bgetrain import cli, config, recipe, recipe_file, selection
 
@@ -57,14 +58,14 @@ def test_every_recipe_composes_and_runs_all_its_steps_at_a_thousandth_of_its_siz
         assert json.loads(Path(step.output_dir, "result.json").read_text())["status"] == "done"
 
 
-# By hand from the sources that the recipes name: start, width it has, learning rate of pairs and finetune.
+# By hand from the sources that the recipes name: start, its width and layers, learning rate of pre-training, and of what follows.
 SIZES = {
-    "small-en": ("microsoft/MiniLM-L12-H384-uncased", "3e-5"),
-    "base-en": ("google-bert/bert-base-uncased", "2e-5"),
-    "large-en": ("google-bert/bert-large-uncased-whole-word-masking", "1e-5"),
-    "small-zh": ("uer/chinese_roberta_L-4_H-512", "3e-5"),
-    "base-zh": ("hfl/chinese-roberta-wwm-ext", "2e-5"),
-    "large-zh": ("hfl/chinese-roberta-wwm-ext-large", "1e-5"),
+    "small-en": ("microsoft/MiniLM-L12-H384-uncased", (384, 12), "2e-5", "3e-5"),
+    "base-en": ("google-bert/bert-base-uncased", (768, 12), "2e-5", "2e-5"),
+    "large-en": ("google-bert/bert-large-uncased-whole-word-masking", (1024, 24), "2e-5", "1e-5"),
+    "small-zh": ("uer/chinese_roberta_L-4_H-512", (512, 4), "1.5e-4", "3e-5"),
+    "base-zh": ("hfl/chinese-roberta-wwm-ext", (768, 12), "1e-4", "2e-5"),
+    "large-zh": ("hfl/chinese-roberta-wwm-ext-large", (1024, 24), "5e-5", "1e-5"),
 }
 INSTRUCTIONS = {
     "en": "Represent this sentence for searching relevant passages: ",
@@ -88,11 +89,11 @@ BGE = [(f"bge-{size}{version}", size, version) for size in SIZES for version in 
 @pytest.mark.parametrize(("name", "size", "version"), [*BGE, ("bge-large-zh-noinstruct", "large-zh", "-noinstruct")])
 def test_the_numbers_of_bge_are_those_that_were_published(name, size, version):
     steps, language = given(name), size[-2:]
-    (start, lr), (batch, nodes) = SIZES[size], PAIRS[language]
+    (start, _, first_lr, lr), (batch, nodes) = SIZES[size], PAIRS[language]
     temperature = "0.02" if version == "-v1.5" else "0.01"
 
     first = steps["retromae"]
-    assert (first["model.path"], first["global_batch"], first["optim.lr"], gpus(first)) == (start, "720", "2e-5", 24)
+    assert (first["model.path"], first["global_batch"], first["optim.lr"], gpus(first)) == (start, "720", first_lr, 24)
     assert (first["masking.encoder_ratio"], first["masking.decoder_ratio"]) == ("0.3", "0.5")
     assert first["data.passage_max_len"] == "512"
 
@@ -115,6 +116,15 @@ def test_the_numbers_of_bge_are_those_that_were_published(name, size, version):
     for contrasted in (second, third):
         assert (contrasted["loss.negatives"], contrasted["loss.mask_equal"]) == ("world", "false")
         assert "loss.mask_margin" not in contrasted
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_models_that_bge_starts_from_have_the_width_and_depth_of_its_own(size):
+    """BGE's by hand from the config.json of BAAI/bge-*; the starts' as stage=plan has them, since neither is at hand here."""
+    shapes = yaml.safe_load((selection.CONF / "stage/plan.yaml").read_text())["plan"]["shapes"]
+    start, shape, *_ = SIZES[size]
+    for name in (start.rpartition("/")[2], f"bge-{size}", f"bge-{size}-v1.5"):
+        assert (shapes[name]["hidden_size"], shapes[name]["num_hidden_layers"]) == shape, name
 
 
 @pytest.mark.parametrize(("name", "size", "version"), [*BGE, ("bge-large-zh-noinstruct", "large-zh", "-noinstruct")])
