@@ -154,18 +154,39 @@ def test_the_numbers_of_retromae_are_those_of_its_repository():
         assert (second["data.query_max_len"], second["data.passage_max_len"], second["epochs"]) == ("32", "140", "4")
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("bge-", "retromae-"))])
+NUMBER = re.compile(r"(=|weight: )[\d.]+(e-?\d+)?(?=[\],}\"']|$)")
+SOURCE = re.compile(
+    r"README [0-9a-f]{7}:\d|#\d+|\b(FE|RM) \w|\b(C-Pack|M3)\b|\b(pretrain|msmarco|example):\d"
+    r"|our choice(, [\w ]+)?: \S+ \S+"  # and its reason
+)
+
+
+def silent(text: str) -> list[str]:
+    """The lines with a number of which neither their comment nor those straight above them name a source or a reason."""
+    found, above = [], ""
+    for line in text.splitlines():
+        code, _, said = line.partition("  #")
+        if line.strip().startswith("#"):
+            above += line
+            continue
+        if NUMBER.search(code) and not SOURCE.search(f"{above} {said}"):
+            found.append(line)
+        above = ""
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(("bge-", "retromae-", "finetune-"))])
 def test_every_line_with_a_number_says_where_it_is_from(name):
-    """A comment on the line or the one above, or on the anchor that it takes up."""
-    lines = (selection.RECIPES / f"{name}.yaml").read_text("utf8").splitlines()
-    silent = [
-        line
-        for before, line in zip(["", *lines], lines, strict=False)
-        if re.search(r"=[\d.]+(e-?\d+)?[\],]|=[\d.]+(e-?\d+)?$", line.partition("  #")[0])
-        and "  #" not in line
-        and not before.strip().startswith("#")
-    ]
-    assert not silent
+    """A comment on the line or right above it; what an anchor takes up has its own."""
+    assert not silent((selection.RECIPES / f"{name}.yaml").read_text("utf8"))
+
+
+@pytest.mark.parametrize("comment", ["", "  # our choice", "  # our choice:", "  # why not", "  # the README", "  # issue 96"])
+@pytest.mark.parametrize("number", ["- optim.lr=2e-5", "- [epochs=4, group_size=2]", "- 'data.sources.a={data: b, weight: 7}'"])
+def test_a_number_without_source_or_reason_is_found(number, comment):
+    assert silent(f"step:\n  {number}{comment}\n")
+    assert not silent(f"step:\n  {number}  # #96\n")
+    assert not silent(f"step:\n  # our choice: for memory alone\n  {number}{comment}\n")
 
 
 def test_a_wrong_key_or_value_in_any_step_is_found(tmp_path, quick):
