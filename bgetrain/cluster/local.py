@@ -58,9 +58,15 @@ def launch(
         ValueError: `port` is in use.
     """
     if command.dry_run:
-        say(shlex.join(["bgetrain", *command.arguments]))
+        rehearse(command)
         return 0
     return on_ranks(run, command.line, command.num_processes, timeout_minutes, heartbeat_seconds, port)
+
+
+def rehearse(command: Command) -> None:
+    """Says on the first rank what would be started."""
+    if os.environ.get("RANK", "0") == "0":
+        say(shlex.join(["bgetrain", *command.arguments]))
 
 
 def on_ranks(
