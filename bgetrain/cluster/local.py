@@ -64,9 +64,8 @@ def launch(
 
 
 def rehearse(command: Command) -> None:
-    """Says on the first rank what would be started."""
-    if os.environ.get("RANK", "0") == "0":
-        say(shlex.join(["bgetrain", *command.arguments]))
+    """Says what would be started."""
+    say(shlex.join(["bgetrain", *command.arguments]))
 
 
 def on_ranks(
