@@ -96,8 +96,14 @@ def put(folder: Path, commands: Sequence[Command], request: Mapping[str, Any], r
 
 
 def sized(command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The request, for one task where the stage, such as check, has one process."""
-    return request if command.num_processes is None else {**request, "nodes": 1, "tasks_per_node": command.num_processes}
+    """The request, for one node where the stage, such as check, has a number of processes, and for no more GPUs than those.
+
+    One that uses no GPU still asks for one where its cluster has some: a partition of GPUs may refuse jobs without.
+    """
+    tasks = command.num_processes
+    if tasks is None:
+        return request
+    return {**request, "nodes": 1, "tasks_per_node": tasks, "gpus_per_node": min(request["gpus_per_node"], tasks)}
 
 
 def tasks_per_node(request: Mapping[str, Any]) -> int:

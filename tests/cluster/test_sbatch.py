@@ -146,9 +146,11 @@ def test_python_is_this_one_and_in_a_container_that_of_the_image(here):
     assert "\n        python3 -m bgetrain" in sbatch.write(command(here / "out"), inside).read_text("utf8")
 
 
-def test_a_stage_of_one_process_gets_one_task(here):
+def test_a_stage_of_one_process_gets_one_task_and_one_gpu(here):
     text = sbatch.write(command(here / "out", count=1), request(nodes=4)).read_text("utf8")
     assert "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 " in text
+    assert "#SBATCH --gpus-per-node=1\n" in text
+    assert "--gpus" not in sbatch.write(command(here / "out", count=1), request(gpus_per_node=0)).read_text("utf8")
 
 
 def test_overrides_and_folders_survive_the_shell(here):
