@@ -58,14 +58,9 @@ def launch(
         ValueError: `port` is in use.
     """
     if command.dry_run:
-        rehearse(command)
+        say(shlex.join(["bgetrain", *command.arguments]))
         return 0
     return on_ranks(run, command.line, command.num_processes, timeout_minutes, heartbeat_seconds, port)
-
-
-def rehearse(command: Command) -> None:
-    """Says what would be started."""
-    say(shlex.join(["bgetrain", *command.arguments]))
 
 
 def on_ranks(

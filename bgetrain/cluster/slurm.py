@@ -69,7 +69,7 @@ def launch(
     """
     request = {name: value for name, value in locals().items() if name not in ("run", "command")}
     if command.dry_run and (srun.in_step() or "RANK" in os.environ):
-        local.rehearse(command)
+        local.say(shlex.join(["bgetrain", *command.arguments]))
         return 0
     local.prepare()
     place = local.joined(timeout_minutes, heartbeat_seconds, port)
