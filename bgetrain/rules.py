@@ -18,6 +18,16 @@ DECIDED = {
     **dict.fromkeys(("--array", "-a"), "a sweep, bgetrain -m"),
     "--signal": "cluster.save_before_seconds",
     **dict.fromkeys(("--requeue", "--no-requeue"), "cluster.max_restarts"),
+    **dict.fromkeys(("--time", "-t"), "cluster.time"),
+    "--mem": "cluster.memory",
+    **dict.fromkeys(("--cpus-per-task", "-c"), "cluster.cpus_per_task"),
+    **dict.fromkeys(("--job-name", "-J"), "cluster.job_name"),
+    **dict.fromkeys(("--partition", "-p"), "cluster.partition"),
+    **dict.fromkeys(("--account", "-A"), "cluster.account"),
+    **dict.fromkeys(("--qos", "-q"), "cluster.qos"),
+    "--reservation": "cluster.reservation",
+    **dict.fromkeys(("--constraint", "-C"), "cluster.constraint"),
+    "--gpus-per-node": "cluster.gpus_per_node",
 }
 
 

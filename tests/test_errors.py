@@ -140,6 +140,8 @@ MISTAKES = [
     ("stage=doctor cluster=slurm cluster.setup=['a\nb']", "cluster.setup holds a line break"),
     ("stage=doctor cluster=slurm cluster.sbatch_lines=[-N2]", "'-N2', which is decided by cluster.nodes"),
     ("stage=doctor cluster=slurm cluster.sbatch_lines=['--output=x']", "decided by output_dir, where the log is"),
+    ("stage=doctor cluster=slurm cluster.sbatch_lines=['--time=5']", "'--time=5', which is decided by cluster.time"),
+    ("stage=doctor cluster=slurm cluster.sbatch_lines=[-pgpu]", "'-pgpu', which is decided by cluster.partition"),
     ("stage=doctor cluster=slurm cluster.sbatch_lines=['#SBATCH']", "give options of sbatch such as --mail-type=FAIL"),
     ("stage=doctor cluster=slurm cluster.container_with=docker", "cluster.container_with must be"),
     ("stage=doctor cluster=slurm cluster.nodes=0", "cluster.nodes must be"),

@@ -99,6 +99,9 @@ class Keeper:
                 if asked.get("line"):
                     self.take(str(asked["line"]), rank)
                 if asked["what"] == "meet" and not self.over:
+                    if rank in self.waiting:  # it has called again: what becomes of its earlier call says nothing
+                        self.forget(rank)
+                        self.heard.discard(rank)
                     self.waiting[rank] = connection
                     self.selector.register(connection, selectors.EVENT_READ)
                 elif asked["what"] == "meet":
@@ -113,13 +116,16 @@ class Keeper:
         """Keeps what a rank says; before the ranks have met it is the end of all."""
         if line not in self.lines:
             self.due[line] = time.monotonic() + MERGE_SECONDS
-        self.lines.setdefault(line, []).append(rank)
+        if rank not in self.lines.setdefault(line, []):  # whoever had no answer says it again
+            self.lines[line].append(rank)
         if not self.met:
             self.end()
 
     def lose(self, connection: Any) -> None:
-        """One that waited has gone."""
-        rank = next(rank for rank, each in self.waiting.items() if each is connection)
+        """One that waited has gone, unless it has called again or was sent away meanwhile."""
+        rank = next((rank for rank, each in self.waiting.items() if each is connection), None)
+        if rank is None:
+            return
         self.forget(rank)
         if not self.over:
             self.take(f"bgetrain: rank {rank} of {self.size} has left before all had met", rank)

@@ -1,6 +1,7 @@
 """A rank other than 0, as one that comes to rank 0's desk."""
 
 import contextlib
+import select
 import socket
 import time
 from collections.abc import Sequence
@@ -9,8 +10,8 @@ from typing import Any
 from bgetrain.cluster.wire import AbandonedError, Meeting, heard_from, send
 
 CONNECT_SECONDS = 2.0  # for a host to answer
-ANSWER_SECONDS = 3.0  # for a desk to greet; another program may be silent for ever
-KNOWN_SECONDS = 60.0  # after which a host that was never reached, or ports that others hold, are taken to stay so
+ANSWER_SECONDS = 3.0  # for a desk to answer; another program may be silent for ever
+KNOWN_SECONDS = 60.0  # after which a host that was never reached, or ports where no desk answers, are taken to stay so
 NAME_SECONDS = 5.0  # the same of a name that cannot be resolved
 LONGEST_PAUSE = 1.0  # seconds between two looks for rank 0, which may still import
 SAY_SECONDS = 3.0  # for the desk to be there when there is an error to say
@@ -42,14 +43,31 @@ class Guest:
         Raises:
             OSError: there is nobody.
         """
-        connection = socket.create_connection((self.host, port), CONNECT_SECONDS)
-        with contextlib.suppress(OSError):  # one that hangs up is no desk
-            send(connection, {"name": self.name, "rank": self.rank, "what": what, "line": line[:LONGEST_LINE]})
-            answer = heard_from(connection, ANSWER_SECONDS)
-            if answer.get("name") == self.name:
-                return connection, answer
+        connection = self.call(port, what, line)
+        answer = self.greeting(connection)
+        if answer:
+            return connection, answer
         connection.close()
         return None
+
+    def call(self, port: int, what: str, line: str = "") -> socket.socket:
+        """Connects and says what is wanted.
+
+        Raises:
+            OSError: there is nobody.
+        """
+        connection = socket.create_connection((self.host, port), CONNECT_SECONDS)
+        with contextlib.suppress(OSError):  # one that hangs up, as reading from it will show
+            send(connection, {"name": self.name, "rank": self.rank, "what": what, "line": line[:LONGEST_LINE]})
+        return connection
+
+    def greeting(self, connection: socket.socket) -> dict[str, Any]:
+        """What a desk of this run answers; empty where another program answers, or is silent."""
+        with contextlib.suppress(OSError):
+            answer = heard_from(connection, ANSWER_SECONDS)
+            if answer.get("name") == self.name:
+                return answer
+        return {}
 
     def leave_word(self, what: str, line: str = "") -> dict[str, Any] | None:
         """Asks wherever the desk may be; None: it is not found."""
@@ -83,31 +101,58 @@ class Guest:
         began, pause = time.monotonic(), 0.05
         self.resolve()
         reached, mute = began, began  # when the host was last there; when a port was last free
-        while True:
-            answers: list[str] = []
-            for port in self.ports:
-                try:
-                    found = self.ask(port, "meet")
-                except ConnectionRefusedError:
-                    reached = mute = time.monotonic()
-                except OSError as error:
-                    mute, why = time.monotonic(), error.strerror or str(error)
-                    answers.append(f"{why[0].lower()}{why[1:]}")
-                else:
-                    reached = time.monotonic()
-                    if found:
-                        return self.wait(found[0], port, began + seconds)
-            now = time.monotonic()
-            where = f"{self.host}:{self.ports[0]}" + (f" (nor {', '.join(map(str, self.ports[1:]))})" if self.ports[1:] else "")
-            here = socket.gethostname()
-            if now - reached > min(seconds, KNOWN_SECONDS):
-                raise ValueError(f"rank 0 cannot be reached from {here} at {where}: {answers[-1]}")
-            if now - mute > min(seconds, KNOWN_SECONDS):
-                raise ValueError(f"other programs hold {where}, none is rank 0 of this run: set cluster.port to a free one")
-            if now - began > seconds:
-                raise ValueError(f"rank 0 was not found from {here} at {where} within {seconds / 60:g} min")
-            time.sleep(pause)
-            pause = min(LONGEST_PAUSE, 1.5 * pause)
+        # One that is silent may be rank 0, standing still while it imports: the call is held as long as others are tried.
+        calls: dict[int, socket.socket] = {}
+        with contextlib.ExitStack() as held:
+            while True:
+                why = ""
+                for port in [port for port in self.ports if port not in calls]:
+                    try:
+                        calls[port] = held.enter_context(self.call(port, "meet"))
+                    except ConnectionRefusedError:
+                        reached = mute = time.monotonic()
+                    except OSError as error:
+                        mute, why = time.monotonic(), error.strerror or str(error)
+                answering = select.select(calls.values(), [], [], pause)[0]
+                reached = time.monotonic() if calls else reached
+                for port, connection in [each for each in calls.items() if each[1] in answering]:
+                    if self.greeting(connection):
+                        return self.wait(connection, port, began + seconds)
+                    calls.pop(port).close()
+                self.despair(time.monotonic(), began, reached, mute, seconds, why, bool(calls))
+                if answering or not calls:
+                    time.sleep(pause)
+                pause = min(LONGEST_PAUSE, 1.5 * pause)
+
+    def despair(self, now: float, began: float, reached: float, mute: float, seconds: float, why: str, is_silent: bool) -> None:
+        """Gives up where it is time to.
+
+        Args:
+            now: as the clock of all these, in seconds.
+            began: when rank 0 was first looked for.
+            reached: when its host was last there.
+            mute: when one of the ports was last free.
+            seconds: after which all is in vain.
+            why: the host was not there at the last look.
+            is_silent: somebody holds a port there and does not answer.
+
+        Raises:
+            ValueError: it is.
+        """
+        where = f"{self.host}:{self.ports[0]}" + (f" (nor {', '.join(map(str, self.ports[1:]))})" if self.ports[1:] else "")
+        here = socket.gethostname()
+        known = min(seconds, KNOWN_SECONDS)
+        if now - reached > known:
+            raise ValueError(f"rank 0 cannot be reached from {here} at {where}: {why[:1].lower()}{why[1:]}")
+        if now - mute > known and is_silent:
+            raise ValueError(
+                f"nobody has answered {here} at {where} for {known:g} s: rank 0 stands still there, or other programs hold these "
+                "ports; if so, set cluster.port to a free one"
+            )
+        if now - mute > known:
+            raise ValueError(f"other programs hold {where}, none is rank 0 of this run: set cluster.port to a free one")
+        if now - began > seconds:
+            raise ValueError(f"rank 0 was not found from {here} at {where} within {seconds / 60:g} min")
 
     def resolve(self) -> None:
         deadline = time.monotonic() + NAME_SECONDS

@@ -16,8 +16,9 @@
 #     0      done
 #     2      something to mend, which the log says in one line: the job ends
 #     75     interrupted and saved: the job is put back into the queue under its own number, unless it was cancelled. So end
-#            time limits (SLURM sends USR1 @SECONDS@ s before), pre-emption and requests from outside
-#     other  failed: put back at most @RESTARTS@ times; each one is a line in failures-ID.txt beside the log
+#            time limits (SLURM sends USR1 @SECONDS@ s before), pre-emption and requests from outside.
+#            Where it came soon after the start and nothing new was kept, more than @RESTARTS@ times in a row, the job ends
+#     other  failed: put back at most @RESTARTS@ times; each one is a line in failures-ID.txt of the output folder
 #
 # A node that is lost: SLURM puts the job back. Whatever the reason, the next start goes on from the last checkpoint.
 
@@ -45,8 +46,12 @@ hear() { # a signal is passed on, as one that srun lets through; the ranks save
 }
 for signal in USR1 INT TERM; do trap "hear $signal" "$signal"; done
 
+is_back() { # `scontrol requeue` may be killed by what it has just brought about
+    ask && { [ "$(fact Restarts)" -ge "$starts" ] || [[ $(fact JobState) = @(PENDING|REQUEUED|REQUEUE_HOLD) ]]; }
+}
+
 back() { # into the queue, under the same number
-    if told=$(scontrol requeue "$job" 2>&1); then
+    if told=$(scontrol requeue "$job" 2>&1) || is_back; then
         say "$1: back into the queue, to go on from the last checkpoint"
     else
         say "$1, and cannot be put back ($told): submit it again to go on from the last checkpoint"
@@ -54,6 +59,22 @@ back() { # into the queue, under the same number
     exit "$status"
 }
 
+idle=$out/.idle-$job # how many starts in a row kept nothing new; its time is that of this start
+each_start='^\./((slurm-|config|job|failures|provenance|metrics|events|\.)[^/]*|[^/]*\.log|(stacks|tokenizer|wandb)/.*)$'
+kept() { (cd "$out" && find . -type f -newer "$idle") | grep -qvE "$each_start"; } # anything beside what each start writes
+interrupted() {
+    if [ "$SECONDS" -gt @SOON@ ] || [ ! -e "$idle" ] || kept; then
+        rm -f "$idle"
+        back interrupted
+    fi
+    count=$(($(<"$idle") + 1))
+    echo "$count" >"$idle"
+    [ "$count" -gt @RESTARTS@ ] || back interrupted
+    say "interrupted $count times in a row within @SOON@ s of the start, with nothing new kept: it ends; a longer time limit helps"
+    exit "$status"
+}
+
+mkdir -p "$out" && touch "$idle"
 say "start $starts on $SLURM_JOB_NODELIST"
 @PREPARE@
 status=75
@@ -83,7 +104,7 @@ if [ -n "$state" ] && [ "$state" != RUNNING ]; then
     exit "$status"
 fi
 [ "$status" != 0 ] || { say "done"; exit 0; }
-[ "$status" != 75 ] || back "interrupted"
+[ "$status" != 75 ] || interrupted
 [[ $(fact PreemptTime) != [0-9]* ]] || back "pre-empted (status $status)"
 lost=$(sinfo --noheader --Node --nodes="$SLURM_JOB_NODELIST" --format='%N %T' 2>/dev/null | grep -E 'down|\*' | cut -d' ' -f1 | xargs)
 [ -z "$lost" ] || back "$lost was lost (status $status)"

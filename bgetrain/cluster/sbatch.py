@@ -13,14 +13,19 @@ from bgetrain.cluster.place import Command
 TEMPLATE = Path(__file__).with_name("job.sh")
 SCRIPT, TASKS = "job.sbatch", "jobs.txt"
 PLAIN = re.compile(r"[\w./:,=+@%-]+", re.ASCII)  # what sbatch takes without quotes
+NEVER = re.compile(r"\+{0,2}resume=['\"]?never['\"]?")  # as Hydra takes it
 LEFT_SECONDS = 60  # beyond the heartbeat, for ranks that remain when one has left: the first one may be writing
+SIGNAL_EARLY_SECONDS = 60  # by which SLURM may send its signal before it is due
 FIRST_START = """\
 # resume=never counts until this job has begun the run: from then on it goes on
 mark=$out/.began-$job
 if [ ! -e "$mark" ]; then
     mkdir -p "$out" && : >"$mark"
 elif [ "$out/config.yaml" -nt "$mark" ]; then
-    for each in "${!run[@]}"; do [ "${run[each]}" != resume=never ] || unset "run[each]"; done
+    for each in "${!run[@]}"; do
+        word=${run[each]//[+\\"\\']/} # +resume= and ++resume= say the same
+        [ "$word" != resume=never ] || unset "run[each]"
+    done
 fi"""
 
 
@@ -79,6 +84,7 @@ def put(folder: Path, commands: Sequence[Command], request: Mapping[str, Any], r
         "LOG": shlex.quote(str(folder / log.replace("%j", "ID").replace("%A_%a", "ID_TASK"))),
         "SECONDS": str(request["save_before_seconds"]),
         "RESTARTS": str(request["max_restarts"]),
+        "SOON": str(2 * request["save_before_seconds"] + SIGNAL_EARLY_SECONDS),
         "RUN": run,
         "PREPARE": "\n".join(preparation(commands, request)),
         "START": starting(request, folders),
@@ -90,8 +96,14 @@ def put(folder: Path, commands: Sequence[Command], request: Mapping[str, Any], r
 
 
 def sized(command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The request, for one task where the stage, such as check, has one process."""
-    return request if command.num_processes is None else {**request, "nodes": 1, "tasks_per_node": command.num_processes}
+    """The request, for one node where the stage, such as check, has a number of processes, and for no more GPUs than those.
+
+    One that uses no GPU still asks for one where its cluster has some: a partition of GPUs may refuse jobs without.
+    """
+    tasks = command.num_processes
+    if tasks is None:
+        return request
+    return {**request, "nodes": 1, "tasks_per_node": tasks, "gpus_per_node": min(request["gpus_per_node"], tasks)}
 
 
 def tasks_per_node(request: Mapping[str, Any]) -> int:
@@ -155,7 +167,7 @@ def preparation(commands: Sequence[Command], request: Mapping[str, Any]) -> list
     own += request["setup"]
     if own:
         lines += ["", "set -e # a line that fails ends the job", *own, "set +e"]
-    if any("resume=never" in each.arguments for each in commands):
+    if any(NEVER.fullmatch(word) for each in commands for word in each.arguments):
         lines += ["", *FIRST_START.split("\n")]
     return ["", *lines, ""] if lines else [""]
 

@@ -1,5 +1,6 @@
 """cluster=slurm: joins the ranks that srun has started, starts them inside an allocation, else submits a job."""
 
+import os
 import shlex
 import signal
 import subprocess
@@ -67,6 +68,9 @@ def launch(
         ValueError: SLURM is missing or refuses, in its own words.
     """
     request = {name: value for name, value in locals().items() if name not in ("run", "command")}
+    if command.dry_run and (srun.in_step() or "RANK" in os.environ):
+        local.say(shlex.join(["bgetrain", *command.arguments]))
+        return 0
     local.prepare()
     place = local.joined(timeout_minutes, heartbeat_seconds, port)
     if place is None and srun.in_step():

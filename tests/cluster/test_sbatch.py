@@ -146,9 +146,11 @@ def test_python_is_this_one_and_in_a_container_that_of_the_image(here):
     assert "\n        python3 -m bgetrain" in sbatch.write(command(here / "out"), inside).read_text("utf8")
 
 
-def test_a_stage_of_one_process_gets_one_task(here):
+def test_a_stage_of_one_process_gets_one_task_and_one_gpu(here):
     text = sbatch.write(command(here / "out", count=1), request(nodes=4)).read_text("utf8")
     assert "srun --nodes=1 --ntasks=1 --ntasks-per-node=1 " in text
+    assert "#SBATCH --gpus-per-node=1\n" in text
+    assert "--gpus" not in sbatch.write(command(here / "out", count=1), request(gpus_per_node=0)).read_text("utf8")
 
 
 def test_overrides_and_folders_survive_the_shell(here):
@@ -210,6 +212,30 @@ def test_a_site_that_refuses_to_requeue_is_quoted(here):
     assert (status, "cannot be put back (Requeue is disabled)" in said) == (75, True)
 
 
+def test_a_requeue_that_was_killed_by_what_it_brought_about_was_none_that_was_refused(here):
+    site = Site(here, "exit 75")
+    (site.programs / "scontrol").write_text("""#!/bin/bash
+        [ "$1" != requeue ] || { echo "JobState=PENDING Restarts=1" >facts; exit 143; }
+        cat facts""")
+    status, said, _ = site.run(sbatch.write(command(here / "out"), request()))
+    assert (status, "interrupted: back into the queue" in said, "cannot" in said) == (75, True, False)
+
+
+def test_a_job_that_is_interrupted_before_it_has_kept_anything_ends_at_last(here):
+    site = Site(here, "touch out/config.yaml out/metrics.jsonl; [ ! -e moves ] || touch out/part-1; exit 75")
+    script = sbatch.write(command(here / "out"), request(max_restarts=1))
+    (here / "moves").touch()
+    for _ in range(3):
+        site.run(script)
+    assert len(site.requeued()) == 3
+    (here / "moves").unlink()
+    time.sleep(0.02)
+    site.run(script)
+    assert len(site.requeued()) == 4
+    status, said, requeued = site.run(script)
+    assert (status, "interrupted 2 times in a row" in said, len(requeued)) == (75, True, 4)
+
+
 @pytest.mark.parametrize(
     ("number", "rank", "status", "again"),
     [
@@ -266,20 +292,21 @@ def test_set_up_that_fails_ends_the_job_before_the_ranks(here):
         assert (requeued, (here / "started").exists()) == ([], False)
 
 
-def test_resume_never_counts_until_the_job_has_begun_the_run(here):
+@pytest.mark.parametrize("word", ["resume=never", "++resume=never", "+resume='never'"])
+def test_resume_never_counts_until_the_job_has_begun_the_run(here, word):
     folder = here / "out"
     folder.mkdir()
     (folder / "config.yaml").touch()  # of an earlier run
     site = Site(
         here, 'printf "%s " "${@:10}" >>given; echo >>given; [ -e stay ] || exit 75; sleep 0.02; touch out/config.yaml; exit 75'
     )
-    script = sbatch.write(command(folder, "stage=finetune", "resume=never", "seed=1"), request())
+    script = sbatch.write(command(folder, "stage=finetune", word, "seed=1"), request())
     site.run(script)
     (here / "stay").touch()
     site.run(script, SLURM_RESTART_COUNT="1")
     site.run(script, SLURM_RESTART_COUNT="2")
     site.run(script, SLURM_JOB_ID="8")
-    never, goes_on = "stage=finetune resume=never seed=1 ", "stage=finetune seed=1 "
+    never, goes_on = f"stage=finetune {word} seed=1 ", "stage=finetune seed=1 "
     assert (here / "given").read_text().splitlines() == [never, never, goes_on, never]
 
 

@@ -149,6 +149,17 @@ def test_a_process_that_srun_has_started_is_a_rank(site, monkeypatch):
     assert launch() == 4
 
 
+@pytest.mark.parametrize(
+    ("variables", "said"), [({}, 1), ({"RANK": "0", "WORLD_SIZE": "4"}, 1), ({"RANK": "3", "WORLD_SIZE": "4"}, 0)]
+)
+def test_a_rank_of_a_dry_run_says_the_command_and_runs_nothing(site, monkeypatch, capsys, variables, said):
+    step = {"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1"}
+    for name, value in {**step, "SLURM_STEP_TASKS_PER_NODE": "1", "SLURM_NODEID": "0", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert launch(dry_run=True) == 0
+    assert capsys.readouterr().out.splitlines() == ["bgetrain stage=mine 'a='\"'\"'b c'\"'\"''"] * said
+
+
 def test_dependencies_and_arrays_reach_sbatch_and_the_id_is_noted(site):
     script = site / "job.sbatch"
     assert queue.submitted(str(site)) is None

@@ -231,6 +231,34 @@ def test_ranks_meet_at_the_first_port_that_no_other_holds(monkeypatch):
             each.close(0)
 
 
+def test_a_first_rank_that_stands_still_is_waited_for(monkeypatch):
+    """As it does where torch comes from a cold disk; guests that called again would be taken for dead."""
+    monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.3)
+    ports = free_ports(2)
+    with desk.listening(ports[0]):  # by a program that is silent for ever
+        keeper, guests = run_of(3, ports)
+        still = threading.Thread(target=keeper.have, args=(lambda: time.sleep(1.5),))
+        still.start()
+        assert [each.port for each in meet(keeper, guests)] == [ports[1]] * 3
+        still.join()
+        keeper.close(0)
+
+
+def test_a_rank_that_calls_again_has_not_left():
+    keeper, guests = run_of(3, free_ports(1))
+    port = keeper.port
+    earlier, _ = guests[0].ask(port, "meet")
+    with ThreadPoolExecutor(1) as pool:
+        later = pool.submit(guests[0].meet, 20.0)
+        time.sleep(0.3)
+        earlier.close()
+        time.sleep(0.3)
+        found = meet(keeper, guests[1:])
+        assert [each.port for each in [*found, later.result()]] == [port] * 3
+    os.close(found[0].listener)
+    keeper.close(0)
+
+
 def test_torch_s_store_takes_the_port_over():
     from datetime import timedelta
 
@@ -359,5 +387,14 @@ def test_ports_that_others_hold_for_good_are_named_before_any_timeout(monkeypatc
     monkeypatch.setattr(guest, "KNOWN_SECONDS", 0.1)
     monkeypatch.setattr(guest, "ANSWER_SECONDS", 0.1)
     port = free_ports(1)[0]
-    with desk.listening(port), pytest.raises(ValueError, match=f"other programs hold 127.0.0.1:{port}"):
+    other = Keeper("run 2", 3, "127.0.0.1", [port])
+    with pytest.raises(ValueError, match=f"other programs hold 127.0.0.1:{port}"):
+        Guest("run 1", 1, "127.0.0.1", [port]).meet(1800.0)
+    other.close(0)
+
+
+def test_of_ports_that_are_silent_it_is_not_said_that_others_hold_them(monkeypatch):
+    monkeypatch.setattr(guest, "KNOWN_SECONDS", 0.1)
+    port = free_ports(1)[0]
+    with desk.listening(port), pytest.raises(ValueError, match=f"nobody has answered .* at 127.0.0.1:{port} for 0.1 s: rank 0"):
         Guest("run 1", 1, "127.0.0.1", [port]).meet(1800.0)
