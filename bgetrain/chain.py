@@ -6,6 +6,7 @@ of them are written beside their place and moved there when whole. Two steps tha
 which costs less than an evaluation that holds up the training behind it.
 """
 
+import contextlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -91,8 +92,8 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
             continue
         after = [ids[other] for other in step.needs if other in ids]
         try:
-            begin_anew(link)
-            ids[step.name] = queue.submit(written(link, name), after=after)
+            ids[step.name] = queue.submit(written(link, name), after=after, hold=link.due == "anew")
+            begin_anew(link, ids[step.name])
         except ValueError as error:
             there = f"submitted before it, and kept: {', '.join(new)}" if new else "nothing was submitted before it"
             again = "the same command goes on" if first_anew == len(links) else "the same command without from= goes on"
@@ -149,11 +150,28 @@ def conflict(job: queue.Job, old: Sequence[str], new: Sequence[str]) -> str:
     return f"job {job.id}, {state(job)}, is of other values{was}, now {' '.join(come) or 'without'}: scancel {job.id} first"
 
 
-def begin_anew(link: Link) -> None:
-    """Empties the folder of a step that is to begin anew, once: a job that was requeued must not do so each time."""
-    if link.due == "anew":
+def begin_anew(link: Link, id: str) -> None:
+    """Empties the folder of a step that is to begin anew, and lets its job, which was held, start.
+
+    Once, for a job that was requeued must not do so each time; and not before SLURM has taken the job, for one that it refuses
+    must not cost what the folder holds.
+
+    Raises:
+        ValueError: the folder cannot be emptied, and the job is cancelled; or the job cannot be released.
+    """
+    if link.due != "anew":
+        return
+    try:
         with lock.held(link.step.output_dir):
             output.claim({**link.cfg, "resume": "never"})
+    except BaseException:  # an interrupt as well: it would be held for good
+        with contextlib.suppress(ValueError):
+            queue.cancel(id)
+        raise
+    try:
+        queue.release(id)
+    except ValueError as error:
+        raise ValueError(f"{error}; job {id} is held, and its folder is empty: scontrol release {id}") from error
 
 
 def written(link: Link, name: str) -> Path:

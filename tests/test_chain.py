@@ -130,10 +130,26 @@ def test_from_submits_that_step_and_the_later_ones_anew_and_empties_their_folder
     assert cli.main([*diamond, *SLURM, "from=right"]) == 0
     assert [Path(each.split()[-1]).parent.name for each in queue.submitted[before:]] == ["right", "last"]
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == ["alone", "left", "root"]
+    assert ["--hold " in each for each in queue.submitted] == [False] * 5 + [True] * 2
+    assert queue.others == ["scontrol release 106", "scontrol release 107"]
     # in the script it is an ordinary run, which goes on wherever its checkpoints are when it is started again
     assert "resume=never" not in (tmp_path / "out/right/job.sbatch").read_text()
     assert cli.main([*diamond, *SLURM]) == 0
     assert len(queue.submitted) == before + 2
+
+
+def test_a_step_whose_job_is_refused_keeps_what_it_has(queue, diamond, tmp_path, monkeypatch):
+    for step in ("root", "alone", "left", "right", "last"):
+        finish(tmp_path / "out", step)
+    queue.refuse(102)
+    assert cli.main([*diamond, *SLURM, "from=right"]) == 2
+    assert [(tmp_path / "out" / step / "result.json").exists() for step in ("right", "last")] == [False, True]
+    queue.refuse(0)
+    queue.show()
+    monkeypatch.setattr(output, "claim", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*diamond, *SLURM, "from=last"])
+    assert queue.others == ["scontrol release 101", "scancel 102"]  # none stays held
 
 
 def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_path):

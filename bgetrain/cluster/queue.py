@@ -41,7 +41,9 @@ class Job(NamedTuple):
         return self.state in OVER
 
 
-def submit(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> str:
+def submit(
+    script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None, hold: bool = False
+) -> str:
     """Submits a script and returns the job's id, which it also notes in job.json beside the script.
 
     Args:
@@ -49,16 +51,36 @@ def submit(script: Path, *, after: Sequence[str] = (), array: int | None = None,
         after: jobs that must have ended well (afterok); where one fails this one is cancelled.
         array: number of tasks of a job array, 0 to array - 1.
         parallel: tasks of the array that may run at once; None: any number.
+        hold: it does not start before `release`.
 
     Raises:
         ValueError: sbatch is missing or refuses, with its own words.
     """
-    answer = asked(line(script, after=after, array=array, parallel=parallel))
+    words = line(script, after=after, array=array, parallel=parallel)
+    answer = asked([*words[:-1], *["--hold"] * hold, words[-1]])
     found = re.fullmatch(r"(\d+)(;.*)?", answer.strip().rpartition("\n")[2])  # sites' own filters may print lines above
     if not found:
         raise ValueError(f"sbatch has answered {answer.strip()!r}, which is no job's number")
     note(script.parent, found[1], script)
     return found[1]
+
+
+def release(id: str) -> None:
+    """Lets a job start that was submitted to be held.
+
+    Raises:
+        ValueError: the controller refuses, in its own words.
+    """
+    asked(["scontrol", "release", id])
+
+
+def cancel(id: str) -> None:
+    """Takes a job out of the queue.
+
+    Raises:
+        ValueError: the controller refuses, in its own words.
+    """
+    asked(["scancel", id])
 
 
 def line(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> list[str]:
