@@ -88,7 +88,7 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
         if link.due == "kept":
             assert link.job is not None
             ids[step.name] = link.job.id
-            say(f"{place}: job {link.job.id} is there already, {state(link.job)}")
+            say(f"{place}: job {link.job.id} is there already, {link.job.words}")
             continue
         after = [ids[other] for other in step.needs if other in ids]
         try:
@@ -118,36 +118,57 @@ def due(steps: Sequence[Step], first_anew: int, submitted: Mapping[str, Sequence
         submitted: step -> the overrides of its last job.
 
     Raises:
-        ValueError: another process works in a step's folder, or a job with other values waits to do so.
+        ValueError: another process works in a step's folder, or a job waits to do so that has other values, is to begin anew,
+            or reads what a new job will make; or a job is about to end.
     """
     ids = {step.name: queue.submitted(step.output_dir) for step in steps}
     asked = [each for each in ids.values() if each]
     jobs = queue.jobs(asked) if asked else {}
     links: list[Link] = []
     moving: set[str] = set()  # steps whose outputs will change
+    new: set[str] = set()  # those of them that get a new job
     for number, step in enumerate(steps):
         job = jobs.get(ids[step.name] or "")
         job = None if job is None or job.is_over else job
+        is_done = done(step)
+        if not is_done or number >= first_anew:  # a job that has written its result may be ending
+            job = standing(step, job)
         if job and list(submitted.get(step.name, step.overrides)) != step.overrides:
             raise ValueError(f"step {step.name}: {conflict(job, submitted[step.name], step.overrides)}")
-        if done(step):  # a job that has written this is about to end
+        if is_done:
             stays = number < first_anew and not outdated(step, steps) and not moving & set(step.needs)
             what = "done" if stays else "anew"
         else:
-            what = "kept" if job else "anew" if number >= first_anew else "submit"
+            what = "anew" if number >= first_anew else "kept" if job and not new & set(step.needs) else "submit"
+        if job and what in ("submit", "anew"):  # it would read, or write, what is emptied or made again
+            raise ValueError(f"step {step.name}: {in_the_way(job, [each for each in step.needs if each in new])}")
         if what in ("submit", "anew"):
             lock.check(step.output_dir)
+            new.add(step.name)
         if what != "done":
             moving.add(step.name)
         links.append(Link(step, plain(step), job, what))
     return links
 
 
+def standing(step: Step, job: queue.Job | None) -> queue.Job | None:
+    try:
+        return queue.standing(job)
+    except ValueError as error:
+        raise ValueError(f"step {step.name}: {error}") from error
+
+
+def in_the_way(job: queue.Job, needs: Sequence[str]) -> str:
+    """Says that a job must be cancelled before its step is submitted again, since `needs` are, or it is to begin anew."""
+    why = f"waits for an earlier job of {' and '.join(needs)}, which is to be made again" if needs else "is to begin anew"
+    return f"job {job.id}, {job.words}, {why}: scancel {job.id} first"
+
+
 def conflict(job: queue.Job, old: Sequence[str], new: Sequence[str]) -> str:
     """Says that a job stands in the way, and by which overrides it differs from the one that is asked for."""
     gone, come = ([each for each in one if each not in other] for one, other in ((old, new), (new, old)))
     was = f" ({' '.join(gone)})" if gone else ""
-    return f"job {job.id}, {state(job)}, is of other values{was}, now {' '.join(come) or 'without'}: scancel {job.id} first"
+    return f"job {job.id}, {job.words}, is of other values{was}, now {' '.join(come) or 'without'}: scancel {job.id} first"
 
 
 def begin_anew(link: Link, id: str) -> None:
@@ -212,11 +233,6 @@ def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """The config of a step, plain, once for all who ask; not to be changed."""
     found: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
     return dict(found)
-
-
-def state(job: queue.Job) -> str:
-    """A job's state in small letters, with the reason where there is one."""
-    return f"{job.state.lower()}{f' ({job.reason})' if job.reason else ''}"
 
 
 def words_of(request: Mapping[str, Any]) -> str:

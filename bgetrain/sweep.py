@@ -115,7 +115,7 @@ def submit(points: Sequence[Point], configs: Sequence[dict[str, Any]], *, dry_ru
         if output.standing(cfg) == "done":
             say(f"{place}: already done")
         elif job and not job.is_over:
-            say(f"{place}: job {job.id} is there already, {chain.state(job)}")
+            say(f"{place}: job {job.id} is there already, {job.words}")
         else:
             lock.check(cfg["output_dir"])
             request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}

@@ -149,7 +149,7 @@ def test_a_step_whose_job_is_refused_keeps_what_it_has(queue, diamond, tmp_path,
     monkeypatch.setattr(output, "claim", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main([*diamond, *SLURM, "from=last"])
-    assert queue.others == ["scontrol release 101", "scancel 102"]  # none stays held
+    assert queue.others == ["scontrol release 101", "scancel 103"]  # none stays held
 
 
 def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_path):
@@ -162,6 +162,37 @@ def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_
     again = queue.submitted[before:]
     assert [Path(each.split()[-1]).parent.name for each in again] == ["right", "last"]
     assert "--dependency=afterok:106 " in again[1]
+
+
+def test_jobs_that_would_read_what_is_made_again_are_refused_before_anything_is_emptied(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left"):
+        finish(tmp_path / "out", step)
+    queue.show("104|PENDING|0|0:00|Priority", "105|PENDING|0|0:00|Dependency")
+    before = len(queue.submitted)
+    assert cli.main([*diamond, *SLURM, "from=left"]) == 2
+    first = "step right: job 104, pending (Priority), is to begin anew: scancel 104 first\n"
+    assert first in capsys.readouterr().err
+    assert cli.main([*diamond, *SLURM, "from=last"]) == 2
+    assert "step last: job 105, pending (Dependency), is to begin anew: scancel 105 first\n" in capsys.readouterr().err
+    queue.show("104|FAILED|0|0:00|NonZeroExitCode", "105|PENDING|0|0:00|Dependency")  # it is not cancelled yet
+    assert cli.main([*diamond, *SLURM]) == 2
+    why = "waits for an earlier job of right, which is to be made again: scancel 105 first"
+    assert f"step last: job 105, pending (Dependency), {why}\n" in capsys.readouterr().err
+    queue.show("104|COMPLETING|0|0:00|None", "105|PENDING|0|0:00|Dependency")
+    assert cli.main([*diamond, *SLURM]) == 2
+    assert "step right: job 104 of this folder is ending: type the command again in a moment\n" in capsys.readouterr().err
+    assert len(queue.submitted) == before
+    assert (tmp_path / "out/left/result.json").exists()
+
+
+def test_a_job_whose_turn_never_comes_is_submitted_again(queue, diamond, tmp_path):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left"):
+        finish(tmp_path / "out", step)
+    queue.show("104|FAILED|0|0:00|NonZeroExitCode", "105|PENDING|0|0:00|DependencyNeverSatisfied")
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert dependencies(queue)["last"] == {"106"}
 
 
 def test_other_values_than_those_of_a_job_in_the_queue_are_refused(queue, diamond, capsys):

@@ -14,6 +14,7 @@ OVER = (
     *("TIMEOUT", "UNKNOWN"),
 )
 # of squeue; a job's reason may hold anything, so it comes last
+NEVER = "DependencyNeverSatisfied"  # the reason of a job that a site leaves in the queue, though its turn cannot come
 FIELDS = "JobArrayID:.64|,State:.32|,RestartCnt:.16|,TimeLeft:.32|,Reason:.256"
 PATIENCE_SECONDS = 60  # for the controller to answer
 
@@ -38,7 +39,12 @@ class Job(NamedTuple):
     @property
     def is_over(self) -> bool:
         """Whether it will not run any more."""
-        return self.state in OVER
+        return self.state in OVER or (self.state == "PENDING" and self.reason == NEVER)
+
+    @property
+    def words(self) -> str:
+        """Its state in small letters, with the reason where there is one."""
+        return f"{self.state.lower()}{f' ({self.reason})' if self.reason else ''}"
 
 
 def submit(
@@ -104,6 +110,19 @@ def note(folder: str | Path, id: str, script: Path) -> None:
     facts = {"id": id, "script": str(script), "submitted_at": time.time()}
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / NOTE).write_text(json.dumps(facts, indent=2) + "\n", "utf8")
+
+
+def standing(job: Job | None) -> Job | None:
+    """A job that is still to make its run; None: there is none.
+
+    Raises:
+        ValueError: it is about to end, and whether it is put back into the queue is not known yet.
+    """
+    if job is None or job.is_over:
+        return None
+    if job.state == "COMPLETING":
+        raise ValueError(f"job {job.id} of this folder is ending: type the command again in a moment")
+    return job
 
 
 def submitted(output_dir: str) -> str | None:
