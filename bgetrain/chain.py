@@ -92,7 +92,7 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
             continue
         after = [ids[other] for other in step.needs if other in ids]
         try:
-            ids[step.name] = queue.submit(written(link, name), after=after, hold=link.due == "anew")
+            ids[step.name] = queue.submit(written(link, name), step.overrides, after=after, hold=link.due == "anew")
             begin_anew(link, ids[step.name])
         except ValueError as error:
             there = f"submitted before it, and kept: {', '.join(new)}" if new else "nothing was submitted before it"
@@ -133,8 +133,11 @@ def due(steps: Sequence[Step], first_anew: int, submitted: Mapping[str, Sequence
         is_done = done(step)
         if not is_done or number >= first_anew:  # a job that has written its result may be ending
             job = standing(step, job)
-        if job and list(submitted.get(step.name, step.overrides)) != step.overrides:
-            raise ValueError(f"step {step.name}: {conflict(job, submitted[step.name], step.overrides)}")
+        if job:
+            try:
+                queue.check(job, submitted.get(step.name), step.overrides)
+            except ValueError as error:
+                raise ValueError(f"step {step.name}: {error}") from error
         if is_done:
             stays = number < first_anew and not outdated(step, steps) and not moving & set(step.needs)
             what = "done" if stays else "anew"
@@ -162,13 +165,6 @@ def in_the_way(job: queue.Job, needs: Sequence[str]) -> str:
     """Says that a job must be cancelled before its step is submitted again, since `needs` are, or it is to begin anew."""
     why = f"waits for an earlier job of {' and '.join(needs)}, which is to be made again" if needs else "is to begin anew"
     return f"job {job.id}, {job.words}, {why}: scancel {job.id} first"
-
-
-def conflict(job: queue.Job, old: Sequence[str], new: Sequence[str]) -> str:
-    """Says that a job stands in the way, and by which overrides it differs from the one that is asked for."""
-    gone, come = ([each for each in one if each not in other] for one, other in ((old, new), (new, old)))
-    was = f" ({' '.join(gone)})" if gone else ""
-    return f"job {job.id}, {job.words}, is of other values{was}, now {' '.join(come) or 'without'}: scancel {job.id} first"
 
 
 def begin_anew(link: Link, id: str) -> None:

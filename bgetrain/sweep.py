@@ -114,7 +114,8 @@ def submit(points: Sequence[Point], configs: Sequence[dict[str, Any]], *, dry_ru
         place, job = f"[{number}/{len(points)}] {point.told}", jobs.get(id or "")
         if output.standing(cfg) == "done":
             say(f"{place}: already done")
-        elif job and not job.is_over:
+        elif job := queue.standing(job):
+            queue.check(job, queue.arguments(cfg["output_dir"]), point.arguments)
             say(f"{place}: job {job.id} is there already, {job.words}")
         else:
             lock.check(cfg["output_dir"])
@@ -138,5 +139,5 @@ def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dr
         return
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
     for task, command in enumerate(commands):
-        queue.note(command.output_dir, f"{id}_{task}", script)
+        queue.note(command.output_dir, f"{id}_{task}", script, command.arguments)
     say(f"job {id}: an array of {len(commands)}, {chain.words_of(request)} each; to cancel them: scancel {id}")

@@ -69,6 +69,22 @@ def test_a_command_submits_says_where_to_look_and_does_so_once(site, capsys):
     assert len((site / "submitted").read_text().splitlines()) == 2
 
 
+def test_other_overrides_than_those_of_the_job_in_the_queue_are_refused_and_named(site, capsys):
+    assert cli.main([*STAGE, "output_dir=out", "seed=1"]) == 0
+    (site / "queue").write_text(row("12", "PENDING", reason="Priority"))
+    assert cli.main(["output_dir=out", "seed=1", *STAGE]) == 0
+    assert cli.main([*STAGE, "output_dir=out", "seed=2"]) == 2
+    said = "bgetrain: job 12, pending (Priority), is of other values (seed=1), now seed=2: scancel 12 first\n"
+    assert capsys.readouterr().err == said
+    (site / "queue").write_text(row("12", "COMPLETING"))
+    assert cli.main([*STAGE, "output_dir=out", "seed=1"]) == 2
+    assert capsys.readouterr().err == "bgetrain: job 12 of this folder is ending: type the command again in a moment\n"
+    assert len((site / "submitted").read_text().splitlines()) == 1
+    (site / "queue").write_text(row("12", "PENDING", reason="DependencyNeverSatisfied"))
+    assert cli.main([*STAGE, "output_dir=out", "seed=2"]) == 0
+    assert len((site / "submitted").read_text().splitlines()) == 2
+
+
 def test_the_script_has_the_command_as_it_was_typed(site):
     typed = [*STAGE, 'data.query_instruction="什么 $HOME: it\'s"', "cluster.time=90", "resume=never", "output_dir=out"]
     assert cli.main([*typed, "dry_run=true"]) == 0
