@@ -72,12 +72,16 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
     known = noted(folder)
     links = due(steps, first_anew, known[2] if known else {})
     if all(link.due == "done" for link in links):
-        if not dry_run and is_first():
+        if dry_run:
+            say(f"# all {len(links)} steps are done: nothing is to be submitted")
+        elif is_first():
             report(name, folder, steps, None)
         return 0
-    if dry_run:
-        return show(links, name)
     submitted = {step: words for step, words in (known[2] if known else {}).items() if step in {each.name for each in steps}}
+    if dry_run:
+        by_hand = {link.step.name: list(link.step.overrides) for link in links if link.due in ("submit", "anew")}
+        note(folder, name, steps, {**submitted, **by_hand})  # for the job that ends last, though a shell has submitted it
+        return show(links, name)
     ids: dict[str, str] = {}
     new: list[str] = []
     for number, link in enumerate(links, 1):
@@ -102,7 +106,7 @@ def submit(name: str, folder: str, steps: Sequence[Step], first_anew: int, *, dr
         note(folder, name, steps, submitted)  # each time: where the next one is refused, this one is known
         new.append(f"{step.name} (job {ids[step.name]})")
         waits = f" after {' and '.join(after)}" if after else ""
-        say(f"{place}: job {ids[step.name]}{waits}, {words_of(link.cfg['cluster'])}")
+        say(f"{place}: job {ids[step.name]}{waits}, {size(link)}")
     say(f"how they stand: bgetrain stage=status output_dir={shlex.quote(folder)}")
     if new:
         say(f"to cancel them: scancel {' '.join(ids.values())}")
@@ -191,12 +195,26 @@ def begin_anew(link: Link, id: str) -> None:
         raise ValueError(f"{error}; job {id} is held, and its folder is empty: scontrol release {id}") from error
 
 
-def written(link: Link, name: str) -> Path:
-    """Writes the step's job.sbatch, under the name of the recipe and its own in the queue; returns its path."""
+def written(link: Link, name: str, *, by_hand: bool = False) -> Path:
+    """Writes the step's job.sbatch, under the name of the recipe and its own in the queue; returns its path.
+
+    One that is to be submitted by hand empties the folder of a step that begins anew when it first starts (sbatch.py).
+    """
     cfg, step = link.cfg, link.step
-    command = Command(step.overrides, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], False)
     request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
-    return sbatch.write(command, {**request, "job_name": request["job_name"] or f"{name}-{step.name}"})
+    asked = {**request, "job_name": request["job_name"] or f"{name}-{step.name}"}
+    return sbatch.write(command_of(link, *(["resume=never"] if by_hand and link.due == "anew" else [])), asked)
+
+
+def command_of(link: Link, *more: str) -> Command:
+    """The command of a step."""
+    cfg = link.cfg
+    return Command([*link.step.overrides, *more], cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], False)
+
+
+def size(link: Link) -> str:
+    """The size of a step's job as it is asked for: a stage of one process gets no more, whatever the others have."""
+    return words_of(sbatch.sized(command_of(link), link.cfg["cluster"]))
 
 
 def show(links: Sequence[Link], name: str) -> int:
@@ -209,7 +227,7 @@ def show(links: Sequence[Link], name: str) -> int:
         by_name = {each.step.name: each for each in links}
         after = [variable(by_name[other]) for other in link.step.needs if by_name[other].due != "done"]
         # the ids that sbatch will print stand as variables of the shell, which quotes would hide
-        line = queue.line(written(link, name), after=after)
+        line = queue.line(written(link, name, by_hand=True), after=after)
         words = " ".join(word if word.startswith("--dependency=") else shlex.quote(word) for word in line)
         say(f"{re.sub(r'[^A-Za-z0-9_]', '_', f'job_{link.step.name}')}=$({words})")
     return 0

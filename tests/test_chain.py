@@ -121,6 +121,29 @@ def test_a_dry_run_writes_every_script_and_lines_that_a_shell_can_run(queue, dia
     assert not list((tmp_path / "out").rglob("job.json"))
 
 
+def test_a_chain_that_a_shell_has_submitted_writes_the_ladder_and_begins_anew_once_its_job_starts(
+    queue, diamond, tmp_path, capsys
+):
+    assert cli.main([*diamond, *SLURM, "dry_run=true"]) == 0
+    for step in ("root", "alone", "left", "right", "last"):
+        finish(tmp_path / "out", step)
+    steps.conclude(str(tmp_path / "out/last"))
+    assert (tmp_path / "out/result.json").exists()
+    capsys.readouterr()
+    assert cli.main([*diamond, *SLURM, "dry_run=true"]) == 0
+    assert capsys.readouterr().out == "# all 5 steps are done: nothing is to be submitted\n"
+    assert cli.main([*diamond, *SLURM, "dry_run=true", "from=last"]) == 0
+    assert "resume=never" in (tmp_path / "out/last/job.sbatch").read_text()
+    assert (tmp_path / "out/last/result.json").exists()
+
+
+def test_the_size_told_is_that_of_the_job(queue, tmp_path, capsys):
+    (tmp_path / "one.yaml").write_text("a: [stage=check, model.path=x, data=jsonl, 'data.files=[x]']")
+    assert cli.main(["recipe=one.yaml", "output_dir=out", *SLURM, "cluster.nodes=2", "cluster.tasks_per_node=4"]) == 0
+    assert "[1/1] a: job 101, 1 node of 1 rank\n" in capsys.readouterr().out
+    assert "--nodes=1\n" in (tmp_path / "out/a/job.sbatch").read_text()
+
+
 def test_from_submits_that_step_and_the_later_ones_anew_and_empties_their_folders_once(queue, diamond, tmp_path, capsys):
     assert cli.main([*diamond, *SLURM]) == 0
     for step in ("root", "alone", "left", "right", "last"):
