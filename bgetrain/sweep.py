@@ -140,6 +140,5 @@ def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dr
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
     for task, command in enumerate(commands):
         queue.note(command.output_dir, f"{id}_{task}", script, command.arguments)
-    say(
-        f"job {id}: an array of {len(commands)}, {chain.words_of(sbatch.sized(commands[0], request))} each; to cancel them: scancel {id}"
-    )
+    size = chain.words_of(sbatch.sized(commands[0], request))
+    say(f"job {id}: an array of {len(commands)}, {size} each; to cancel them: scancel {id}")

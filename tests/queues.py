@@ -1,4 +1,4 @@
-"""A stand-in for SLURM's controller: `sbatch`, `squeue`, `scontrol` and `scancel` that note what they are asked and answer from files."""
+"""A stand-in for SLURM's controller: programs that note what they are asked and answer from files."""
 
 from pathlib import Path
 
