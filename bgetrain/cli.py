@@ -153,11 +153,23 @@ def run_stage(arguments: Sequence[str]) -> int:
         if metrics:
             say("  " + ", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
         return 0
+    if not slurm.runs_here(cfg["cluster"]) and not dry_run and not slurm.waiting(cfg["output_dir"]):
+        lock.check(cfg["output_dir"])  # which a job of its own in the queue may hold
     command = Command(arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
     status = int(call(cfg["cluster"], on_this_rank, command))
     if status == 0 and is_first() and not dry_run:
-        steps.conclude(cfg["output_dir"])
+        conclude(cfg["output_dir"])
     return status
+
+
+def conclude(output_dir: str) -> None:
+    """Writes the recipe's result where this was its last step; what goes wrong there does not undo the step, and is told."""
+    try:
+        steps.conclude(output_dir)
+    except Exception as error:  # whatever it is: the step's own result is there
+        what = trust.masked_text(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
+        line = f"WARNING: the step is done, and the recipe's result.json was not written ({what})"
+        print(line, file=sys.stderr, flush=True)  # a complaint would be told where a run fails alone
 
 
 def without_dry_run(arguments: Sequence[str]) -> tuple[list[str], bool]:

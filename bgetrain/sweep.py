@@ -114,8 +114,9 @@ def submit(points: Sequence[Point], configs: Sequence[dict[str, Any]], *, dry_ru
         place, job = f"[{number}/{len(points)}] {point.told}", jobs.get(id or "")
         if output.standing(cfg) == "done":
             say(f"{place}: already done")
-        elif job and not job.is_over:
-            say(f"{place}: job {job.id} is there already, {chain.state(job)}")
+        elif job := queue.standing(job):
+            queue.check(job, queue.arguments(cfg["output_dir"]), point.arguments)
+            say(f"{place}: job {job.id} is there already, {job.words}")
         else:
             lock.check(cfg["output_dir"])
             request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
@@ -138,5 +139,6 @@ def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dr
         return
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
     for task, command in enumerate(commands):
-        queue.note(command.output_dir, f"{id}_{task}", script)
-    say(f"job {id}: an array of {len(commands)}, {chain.words_of(request)} each; to cancel them: scancel {id}")
+        queue.note(command.output_dir, f"{id}_{task}", script, command.arguments)
+    size = chain.words_of(sbatch.sized(commands[0], request))
+    say(f"job {id}: an array of {len(commands)}, {size} each; to cancel them: scancel {id}")

@@ -1,4 +1,4 @@
-"""A stand-in for SLURM's controller: `sbatch` and `squeue` that note what they are asked and answer from files."""
+"""A stand-in for SLURM's controller: programs that note what they are asked and answer from files."""
 
 from pathlib import Path
 
@@ -16,6 +16,11 @@ cat {folder}/rows
 """
 
 
+OTHER = """#!/bin/sh
+echo "$(basename "$0") $@" >>{folder}/others
+"""
+
+
 class Queue:
     """What was submitted, and what `squeue` shows.
 
@@ -26,16 +31,21 @@ class Queue:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         folder.mkdir()
-        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE)):
+        for name, text in (("sbatch", SBATCH), ("squeue", SQUEUE), ("scontrol", OTHER), ("scancel", OTHER)):
             (folder / name).write_text(text.format(folder=folder))
             (folder / name).chmod(0o755)
-        for name, text in (("count", "100"), ("refused", "0"), ("submitted", ""), ("rows", "")):
+        for name, text in (("count", "100"), ("refused", "0"), ("submitted", ""), ("rows", ""), ("others", "")):
             (folder / name).write_text(text)
 
     @property
     def submitted(self) -> list[str]:
         """The arguments of each call that was taken, but --parsable."""
         return [line.replace("--parsable ", "") for line in (self.folder / "submitted").read_text().splitlines()]
+
+    @property
+    def others(self) -> list[str]:
+        """The calls of scontrol and scancel, as they were typed."""
+        return (self.folder / "others").read_text().splitlines()
 
     def refuse(self, number: int) -> None:
         """Has the job of this number refused; 0: none."""

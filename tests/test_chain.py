@@ -121,6 +121,29 @@ def test_a_dry_run_writes_every_script_and_lines_that_a_shell_can_run(queue, dia
     assert not list((tmp_path / "out").rglob("job.json"))
 
 
+def test_a_chain_that_a_shell_has_submitted_writes_the_ladder_and_begins_anew_once_its_job_starts(
+    queue, diamond, tmp_path, capsys
+):
+    assert cli.main([*diamond, *SLURM, "dry_run=true"]) == 0
+    for step in ("root", "alone", "left", "right", "last"):
+        finish(tmp_path / "out", step)
+    steps.conclude(str(tmp_path / "out/last"))
+    assert (tmp_path / "out/result.json").exists()
+    capsys.readouterr()
+    assert cli.main([*diamond, *SLURM, "dry_run=true"]) == 0
+    assert capsys.readouterr().out == "# all 5 steps are done: nothing is to be submitted\n"
+    assert cli.main([*diamond, *SLURM, "dry_run=true", "from=last"]) == 0
+    assert "resume=never" in (tmp_path / "out/last/job.sbatch").read_text()
+    assert (tmp_path / "out/last/result.json").exists()
+
+
+def test_the_size_told_is_that_of_the_job(queue, tmp_path, capsys):
+    (tmp_path / "one.yaml").write_text("a: [stage=check, model.path=x, data=jsonl, 'data.files=[x]']")
+    assert cli.main(["recipe=one.yaml", "output_dir=out", *SLURM, "cluster.nodes=2", "cluster.tasks_per_node=4"]) == 0
+    assert "[1/1] a: job 101, 1 node of 1 rank\n" in capsys.readouterr().out
+    assert "--nodes=1\n" in (tmp_path / "out/a/job.sbatch").read_text()
+
+
 def test_from_submits_that_step_and_the_later_ones_anew_and_empties_their_folders_once(queue, diamond, tmp_path, capsys):
     assert cli.main([*diamond, *SLURM]) == 0
     for step in ("root", "alone", "left", "right", "last"):
@@ -130,10 +153,26 @@ def test_from_submits_that_step_and_the_later_ones_anew_and_empties_their_folder
     assert cli.main([*diamond, *SLURM, "from=right"]) == 0
     assert [Path(each.split()[-1]).parent.name for each in queue.submitted[before:]] == ["right", "last"]
     assert sorted(path.parent.name for path in (tmp_path / "out").rglob("result.json")) == ["alone", "left", "root"]
+    assert ["--hold " in each for each in queue.submitted] == [False] * 5 + [True] * 2
+    assert queue.others == ["scontrol release 106", "scontrol release 107"]
     # in the script it is an ordinary run, which goes on wherever its checkpoints are when it is started again
     assert "resume=never" not in (tmp_path / "out/right/job.sbatch").read_text()
     assert cli.main([*diamond, *SLURM]) == 0
     assert len(queue.submitted) == before + 2
+
+
+def test_a_step_whose_job_is_refused_keeps_what_it_has(queue, diamond, tmp_path, monkeypatch):
+    for step in ("root", "alone", "left", "right", "last"):
+        finish(tmp_path / "out", step)
+    queue.refuse(102)
+    assert cli.main([*diamond, *SLURM, "from=right"]) == 2
+    assert [(tmp_path / "out" / step / "result.json").exists() for step in ("right", "last")] == [False, True]
+    queue.refuse(0)
+    queue.show()
+    monkeypatch.setattr(output, "claim", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([*diamond, *SLURM, "from=last"])
+    assert queue.others == ["scontrol release 101", "scancel 103"]  # none stays held
 
 
 def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_path):
@@ -146,6 +185,37 @@ def test_a_step_that_is_done_follows_one_that_is_made_again(queue, diamond, tmp_
     again = queue.submitted[before:]
     assert [Path(each.split()[-1]).parent.name for each in again] == ["right", "last"]
     assert "--dependency=afterok:106 " in again[1]
+
+
+def test_jobs_that_would_read_what_is_made_again_are_refused_before_anything_is_emptied(queue, diamond, tmp_path, capsys):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left"):
+        finish(tmp_path / "out", step)
+    queue.show("104|PENDING|0|0:00|Priority", "105|PENDING|0|0:00|Dependency")
+    before = len(queue.submitted)
+    assert cli.main([*diamond, *SLURM, "from=left"]) == 2
+    first = "step right: job 104, pending (Priority), is to begin anew: scancel 104 first\n"
+    assert first in capsys.readouterr().err
+    assert cli.main([*diamond, *SLURM, "from=last"]) == 2
+    assert "step last: job 105, pending (Dependency), is to begin anew: scancel 105 first\n" in capsys.readouterr().err
+    queue.show("104|FAILED|0|0:00|NonZeroExitCode", "105|PENDING|0|0:00|Dependency")  # it is not cancelled yet
+    assert cli.main([*diamond, *SLURM]) == 2
+    why = "waits for an earlier job of right, which is to be made again: scancel 105 first"
+    assert f"step last: job 105, pending (Dependency), {why}\n" in capsys.readouterr().err
+    queue.show("104|COMPLETING|0|0:00|None", "105|PENDING|0|0:00|Dependency")
+    assert cli.main([*diamond, *SLURM]) == 2
+    assert "step right: job 104 of this folder is ending: type the command again in a moment\n" in capsys.readouterr().err
+    assert len(queue.submitted) == before
+    assert (tmp_path / "out/left/result.json").exists()
+
+
+def test_a_job_whose_turn_never_comes_is_submitted_again(queue, diamond, tmp_path):
+    assert cli.main([*diamond, *SLURM]) == 0
+    for step in ("root", "alone", "left"):
+        finish(tmp_path / "out", step)
+    queue.show("104|FAILED|0|0:00|NonZeroExitCode", "105|PENDING|0|0:00|DependencyNeverSatisfied")
+    assert cli.main([*diamond, *SLURM]) == 0
+    assert dependencies(queue)["last"] == {"106"}
 
 
 def test_other_values_than_those_of_a_job_in_the_queue_are_refused(queue, diamond, capsys):

@@ -64,6 +64,16 @@ def test_a_second_command_submits_only_the_tasks_that_are_neither_done_nor_in_th
     assert "[2/4] seed=2: already done\n" in said
 
 
+def test_a_sweep_of_other_values_than_those_of_a_task_in_the_queue_is_refused(queue, tmp_path, capsys):
+    command = ["-m", *STAGE, *SLURM, f"output_dir={tmp_path}/sweep", "seed=1,2"]
+    assert cli.main(command) == 0
+    queue.show("101_0|PENDING|0|0:00|Priority", "101_1|PENDING|0|0:00|Priority")
+    assert cli.main([*command, "model.hidden_size=32"]) == 2
+    said = "job 101_0, pending (Priority), is of other values, now model.hidden_size=32: scancel 101_0 first\n"
+    assert said in capsys.readouterr().err
+    assert len(queue.submitted) == 1
+
+
 def test_combinations_of_other_sizes_are_arrays_of_their_own(queue, tmp_path):
     assert cli.main(["-m", *STAGE, *SLURM, f"output_dir={tmp_path}/sweep", "cluster.nodes=1,2", "seed=1,2"]) == 0
     assert [line.split()[0] for line in queue.submitted] == ["--array=0-1"] * 2

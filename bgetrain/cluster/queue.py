@@ -14,6 +14,7 @@ OVER = (
     *("TIMEOUT", "UNKNOWN"),
 )
 # of squeue; a job's reason may hold anything, so it comes last
+NEVER = "DependencyNeverSatisfied"  # the reason of a job that a site leaves in the queue, though its turn cannot come
 FIELDS = "JobArrayID:.64|,State:.32|,RestartCnt:.16|,TimeLeft:.32|,Reason:.256"
 PATIENCE_SECONDS = 60  # for the controller to answer
 
@@ -38,27 +39,61 @@ class Job(NamedTuple):
     @property
     def is_over(self) -> bool:
         """Whether it will not run any more."""
-        return self.state in OVER
+        return self.state in OVER or (self.state == "PENDING" and self.reason == NEVER)
+
+    @property
+    def words(self) -> str:
+        """Its state in small letters, with the reason where there is one."""
+        return f"{self.state.lower()}{f' ({self.reason})' if self.reason else ''}"
 
 
-def submit(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> str:
+def submit(
+    script: Path,
+    arguments: Sequence[str] | None = None,
+    *,
+    after: Sequence[str] = (),
+    array: int | None = None,
+    parallel: int | None = None,
+    hold: bool = False,
+) -> str:
     """Submits a script and returns the job's id, which it also notes in job.json beside the script.
 
     Args:
         script: job.sbatch.
+        arguments: overrides of its run, to be noted; None: it has several runs.
         after: jobs that must have ended well (afterok); where one fails this one is cancelled.
         array: number of tasks of a job array, 0 to array - 1.
         parallel: tasks of the array that may run at once; None: any number.
+        hold: it does not start before `release`.
 
     Raises:
         ValueError: sbatch is missing or refuses, with its own words.
     """
-    answer = asked(line(script, after=after, array=array, parallel=parallel))
+    words = line(script, after=after, array=array, parallel=parallel)
+    answer = asked([*words[:-1], *["--hold"] * hold, words[-1]])
     found = re.fullmatch(r"(\d+)(;.*)?", answer.strip().rpartition("\n")[2])  # sites' own filters may print lines above
     if not found:
         raise ValueError(f"sbatch has answered {answer.strip()!r}, which is no job's number")
-    note(script.parent, found[1], script)
+    note(script.parent, found[1], script, arguments)
     return found[1]
+
+
+def release(id: str) -> None:
+    """Lets a job start that was submitted to be held.
+
+    Raises:
+        ValueError: the controller refuses, in its own words.
+    """
+    asked(["scontrol", "release", id])
+
+
+def cancel(id: str) -> None:
+    """Takes a job out of the queue.
+
+    Raises:
+        ValueError: the controller refuses, in its own words.
+    """
+    asked(["scancel", id])
 
 
 def line(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> list[str]:
@@ -71,17 +106,59 @@ def line(script: Path, *, after: Sequence[str] = (), array: int | None = None, p
     return [*words, str(script)]
 
 
-def note(folder: str | Path, id: str, script: Path) -> None:
+def note(folder: str | Path, id: str, script: Path, arguments: Sequence[str] | None = None) -> None:
     """Notes in job.json of an output folder which job is to make the run in it.
 
     Args:
         folder: of the run.
         id: of the job, or of a task of an array.
         script: of the job; the log is beside it.
+        arguments: overrides of the run, which hold no secret (rules.py); None: not known.
     """
     facts = {"id": id, "script": str(script), "submitted_at": time.time()}
+    facts |= {} if arguments is None else {"arguments": list(arguments)}
     Path(folder).mkdir(parents=True, exist_ok=True)
     (Path(folder) / NOTE).write_text(json.dumps(facts, indent=2) + "\n", "utf8")
+
+
+def standing(job: Job | None) -> Job | None:
+    """A job that is still to make its run; None: there is none.
+
+    Raises:
+        ValueError: it is about to end, and whether it is put back into the queue is not known yet.
+    """
+    if job is None or job.is_over:
+        return None
+    if job.state == "COMPLETING":
+        raise ValueError(f"job {job.id} of this folder is ending: type the command again in a moment")
+    return job
+
+
+def check(job: Job, old: Sequence[str] | None, new: Sequence[str]) -> None:
+    """Refuses overrides that are not those of a job that is still to make the run.
+
+    Args:
+        job: in the queue.
+        old: the overrides of its run; None: not known, and taken for the same.
+        new: those that are asked for; their order does not count.
+
+    Raises:
+        ValueError: some differ, which are named.
+    """
+    if old is None or sorted(old) == sorted(new):
+        return
+    gone, come = ([each for each in one if each not in other] for one, other in ((old, new), (new, old)))
+    was = f" ({' '.join(gone)})" if gone else ""
+    now = " ".join(come) or "without"
+    raise ValueError(f"job {job.id}, {job.words}, is of other values{was}, now {now}: scancel {job.id} first")
+
+
+def arguments(output_dir: str) -> list[str] | None:
+    """The overrides of the job that was last submitted for a folder; None where there is none, or they are not known."""
+    try:
+        return list(map(str, json.loads((Path(output_dir) / NOTE).read_text("utf8"))["arguments"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def submitted(output_dir: str) -> str | None:

@@ -86,24 +86,37 @@ def runs_here(cluster: Mapping[str, Any]) -> bool:
 
 
 def submit(command: Command, request: Mapping[str, Any]) -> int:
-    """Writes job.sbatch and submits it, unless a job of this folder is still in the queue; returns the exit status."""
+    """Writes job.sbatch and submits it, unless a job of this folder is still in the queue; returns the exit status.
+
+    Raises:
+        ValueError: that job has other overrides, or is about to end; or SLURM refuses.
+    """
     if command.dry_run:
         script = sbatch.write(command, request)
         local.say(f"wrote {script}; to submit it: sbatch {shlex.quote(str(script))}")
         return 0
-    earlier = queue.submitted(command.output_dir)
-    if earlier:
-        job = queue.jobs([earlier])[earlier]
-        if not job.is_over:
-            why = f" ({job.reason})" if job.reason else ""
-            local.say(f"job {job.id} of this folder is {job.state}{why}, and no second one is submitted")
-            show(job.id, Path(command.output_dir).absolute())
-            return 0
+    job = waiting(command.output_dir)
+    if job:
+        queue.check(job, queue.arguments(command.output_dir), command.arguments)
+        why = f" ({job.reason})" if job.reason else ""
+        local.say(f"job {job.id} of this folder is {job.state}{why}, and no second one is submitted")
+        show(job.id, Path(command.output_dir).absolute())
+        return 0
     script = sbatch.write(command, request)
-    id = queue.submit(script)
+    id = queue.submit(script, command.arguments)
     local.say(f"submitted {script} as job {id}")
     show(id, script.parent)
     return 0
+
+
+def waiting(output_dir: str) -> queue.Job | None:
+    """The job that is still to make the run of a folder; None: there is none.
+
+    Raises:
+        ValueError: it is about to end, or SLURM cannot be asked.
+    """
+    earlier = queue.submitted(output_dir)
+    return queue.standing(queue.jobs([earlier])[earlier]) if earlier else None
 
 
 def show(id: str, folder: Path) -> None:

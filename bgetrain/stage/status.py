@@ -17,7 +17,6 @@ COLUMNS = ("run", "state", "job", "progress", "losses", "time left")
 DEEPEST = 3  # folders within folders that are looked into: a sweep over recipes has two
 TAIL_BYTES = 65_536  # of metrics.jsonl and of a log that are read
 WIDTH = 40  # letters of a reason that stand in the table; longer ones stand below
-NEVER = "DependencyNeverSatisfied"
 GOES_ON = "the same command goes on"
 
 
@@ -186,11 +185,11 @@ def state_of(run: Run, folder: Path, id: str | None, job: queue.Job | None, earl
     if holder:
         return "running", "" if job else owner.words(holder)
     open_needs = [name for place, name in run.needs.items() if place in earlier and earlier[place].state != "done"]
+    if job and job.state == "PENDING" and job.reason == queue.NEVER:  # on a site that leaves such jobs in the queue
+        return "cancelled", f"never starts: {blamed(open_needs, earlier, run)}"
     if job and not job.is_over:
         if job.state != "PENDING":
             return "running", "" if job.state == "RUNNING" else job.state.lower()
-        if job.reason == NEVER:  # on a site that leaves such jobs in the queue
-            return "cancelled", f"never starts: {blamed(open_needs, earlier, run)}"
         return (
             ("waiting", f"for {' and '.join(open_needs)}")
             if job.reason == "Dependency" and open_needs
@@ -202,7 +201,7 @@ def state_of(run: Run, folder: Path, id: str | None, job: queue.Job | None, earl
         return "queued", "or not: SLURM cannot be asked"
     forgotten = job is not None and job.state == "UNKNOWN"
     if job and (job.state == "CANCELLED" or (forgotten and not log and not begun)):
-        by_chain = open_needs and (forgotten or job.reason in (NEVER, "Dependency"))
+        by_chain = open_needs and (forgotten or job.reason in (queue.NEVER, "Dependency"))
         return "cancelled", blamed(open_needs, earlier, run) if by_chain else f"by a person or the site; {GOES_ON}"
     if id and (log or (job and not forgotten)):
         word = job.state.lower().replace("_", " ") if job and job.state not in ("FAILED", "UNKNOWN", "COMPLETED") else ""

@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from bgetrain import cli
+from bgetrain import cli, lock, steps
 from bgetrain.cluster import queue, slurm
 from bgetrain.cluster.place import Command
 from bgetrain.selection import CONF
@@ -65,7 +65,38 @@ def test_a_command_submits_says_where_to_look_and_does_so_once(site, capsys):
     assert said.err == ""  # it does not wait for the folder
     assert len((site / "submitted").read_text().splitlines()) == 1
     (site / "queue").write_text(row("12", "CANCELLED"))
+    (site / "out/.lock").unlink()
     assert cli.main([*STAGE, "output_dir=out"]) == 0
+    assert len((site / "submitted").read_text().splitlines()) == 2
+
+
+def test_a_folder_that_a_process_of_this_machine_works_in_is_not_submitted(site, capsys):
+    with lock.held("out"):
+        assert cli.main([*STAGE, "output_dir=out"]) == 2
+    assert "output_dir=out is in use by process" in capsys.readouterr().err
+    assert not (site / "submitted").exists()
+
+
+def test_a_recipes_result_that_cannot_be_written_does_not_fail_its_last_step(site, capsys, monkeypatch):
+    monkeypatch.setattr(steps, "conclude", lambda _: {}["metrics"])
+    assert cli.main([*STAGE, "output_dir=out"]) == 0
+    said = "WARNING: the step is done, and the recipe's result.json was not written (KeyError: 'metrics')\n"
+    assert capsys.readouterr().err == said
+
+
+def test_other_overrides_than_those_of_the_job_in_the_queue_are_refused_and_named(site, capsys):
+    assert cli.main([*STAGE, "output_dir=out", "seed=1"]) == 0
+    (site / "queue").write_text(row("12", "PENDING", reason="Priority"))
+    assert cli.main(["output_dir=out", "seed=1", *STAGE]) == 0
+    assert cli.main([*STAGE, "output_dir=out", "seed=2"]) == 2
+    said = "bgetrain: job 12, pending (Priority), is of other values (seed=1), now seed=2: scancel 12 first\n"
+    assert capsys.readouterr().err == said
+    (site / "queue").write_text(row("12", "COMPLETING"))
+    assert cli.main([*STAGE, "output_dir=out", "seed=1"]) == 2
+    assert capsys.readouterr().err == "bgetrain: job 12 of this folder is ending: type the command again in a moment\n"
+    assert len((site / "submitted").read_text().splitlines()) == 1
+    (site / "queue").write_text(row("12", "PENDING", reason="DependencyNeverSatisfied"))
+    assert cli.main([*STAGE, "output_dir=out", "seed=2"]) == 0
     assert len((site / "submitted").read_text().splitlines()) == 2
 
 

@@ -63,7 +63,7 @@ def test_a_job_trains_as_one_process_does_and_goes_on_exactly_after_an_interrupt
     id, said = submit(whole)
     assert f"tail -F {whole}/slurm-{id}.out" in said
     assert f"scancel {id}" in said
-    again = cluster.run(*words(Path("m"), Path("d"), *slurm(whole)), cwd=tmp_path)
+    again = cluster.run(*words(model_folder, beir_folder, *slurm(whole)), cwd=tmp_path)
     assert f"job {id} of this folder is" in again.stdout
     cluster.wait(id, {"COMPLETED"}, PATIENCE)
     assert [line["step"] for line in curve(whole)] == list(range(1, STEPS + 1))
