@@ -107,7 +107,7 @@ def stepper(kind: str, settings: dict[str, Any], shape: Shape, world: Any) -> An
     engine = start(
         module, optimizer, precision=shape.precision, world=world, gradient_clipping=1.0, zero_optimization={"stage": 1}
     )
-    trained = masked.Trained(engine, retromae(query="position"), Masking(RATIO, 0.5, MASKS, 5, 4000, 0), 0, world)
+    trained = masked.Trained(engine, retromae(query="position"), Masking(RATIO, 0.5, MASKS, 5, 4000, 0), world)
     ids = torch.randint(6, 4000, (shape.texts, shape.length))
     words = torch.arange(-1, shape.length - 1).expand(shape.texts, -1).contiguous()
     words[:, -1] = -1
@@ -116,7 +116,7 @@ def stepper(kind: str, settings: dict[str, Any], shape: Shape, world: Any) -> An
         mask = torch.ones_like(ids, dtype=torch.bool)
         mask[1, -1] = False
     chunk = WordChunk(ids, mask, words, torch.arange(shape.texts))
-    batch = masked.WordBatch([chunk, chunk], 2 * shape.texts, 2 * ids.numel(), 0, 0.0)
+    batch = masked.WordBatch([chunk, chunk], torch.full((2 * shape.texts,), shape.length), 0.0)
 
     def step(number: int) -> None:
         masked.update_once(trained, number, batch)
