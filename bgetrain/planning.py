@@ -82,6 +82,9 @@ def steps_of(asked: dict[str, Any], others: Sequence[str]) -> list[Step]:
         if asked["stage"] is not None:
             raise ValueError(f"plan.stage={asked['stage']} beside recipe=NAME: give one of the two")
         own, extras = recipe.split(others)
+        given = {key_of(each) for each in extras}
+        if not given & {"cluster", "num_processes"}:
+            extras = [*extras, "cluster=slurm"]  # whose keys are the sizes of each step's job; cluster=local has none
         planned = recipe.plan(own["recipe"], recipe.folder_of(own), extras)
         return [Step(each.name, plain(each.overrides)) for each in planned]
     known = [each for each in selection.options("stage") if each != "plan"]

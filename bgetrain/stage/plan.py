@@ -20,8 +20,8 @@ def asked(
     *,
     stage: str | None,
     gpu: str,
-    gpus: PositiveInt,
-    gpus_per_machine: PositiveInt,
+    gpus: PositiveInt | None,
+    gpus_per_machine: PositiveInt | None,
     network: PositiveFloat,
     memory_share: Ratio,
     mfu: Ratio,
@@ -67,7 +67,8 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
     for each in planned:
         rows = plan["rows_of"].get(each.name, plan["rows"])
         try:
-            figures, encoder = figures_of(each.cfg, {**plan, "rows": rows}, earlier)
+            sized = {**plan, "rows": rows, **shapes.size(each.cfg, plan)}
+            figures, encoder = figures_of(each.cfg, sized, earlier)
         except ValueError as error:
             raise ValueError(f"{each.name}: {error}" if len(planned) > 1 else str(error)) from error
         found.append({"step": each.name, "stage": each.cfg["stage"]["name"], **figures})
@@ -89,8 +90,8 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
 def assumptions(plan: Mapping[str, Any]) -> dict[str, Any]:
     """All that is not computed, by name."""
     device = plan["devices"][plan["gpu"]]
-    keys = ("gpu", "gpus", "gpus_per_machine", "memory_share", "mfu", "price", "padding")
-    return {**{key: plan[key] for key in keys}, "device": device, "link_gb_per_second": shapes.link(plan, device)}
+    keys = ("gpu", "gpus", "gpus_per_machine", "network", "memory_share", "mfu", "price", "padding")
+    return {**{key: plan[key] for key in keys}, "device": device}
 
 
 def figures_of(cfg: Mapping[str, Any], plan: Mapping[str, Any], earlier: Mapping[str, Encoder]) -> tuple[dict[str, Any], Any]:
@@ -119,6 +120,7 @@ def training(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         "parameters": size.trained + size.frozen,
         "trained": size.trained,
         "ranks": plan["gpus"],
+        "link_gb_per_second": shapes.link(plan, scene.device),
         "precision": scene.precision,
         "texts_per_rank": sum(scene.texts.values()),
         "tokens_per_step": round(batch),
@@ -149,8 +151,7 @@ def described(
         "seconds": dict(outcome.seconds),
         "seconds_per_step": outcome.time,
         "steps": num_steps,
-        "hours": hours,
-        "cost": cost(plan, hours),
+        **spent(plan, hours),
     }
 
 
@@ -170,8 +171,7 @@ def encoding(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         "fits": peak <= allowed,
         "flops_per_query": query_flops,
         "flops_per_passage": passage_flops,
-        "hours": None,
-        "cost": None,
+        **spent(plan, None),
     }
     rows, width = plan["rows"], encoder.config.hidden_size
     if rows:
@@ -181,22 +181,25 @@ def encoding(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         own = rows * passage_flops + queries * query_flops
         seconds = own / (speed * device[figures["precision"]]) + searched / (speed * device["fp32"])
         hours = seconds / 3600
-        figures |= {"rows": rows, "queries": queries, "flops": own, "search_flops": searched, "hours": hours}
+        figures |= {"rows": rows, "queries": queries, "flops": own, "search_flops": searched, **spent(plan, hours)}
         figures |= {"embedding_bytes": 4 * rows * width, "embedding_bytes_per_rank": 4 * rows * width // plan["gpus"]}
-        figures["cost"] = cost(plan, hours)
     return figures
 
 
-def cost(plan: Mapping[str, Any], hours: float | None) -> float | None:
-    return None if hours is None or plan["price"] is None else hours * plan["gpus"] * plan["price"]
+def spent(plan: Mapping[str, Any], hours: float | None) -> dict[str, float | None]:
+    """Hours, those of all GPUs of the step, and what these cost."""
+    gpu_hours = None if hours is None else hours * plan["gpus"]
+    price = plan["price"]
+    return {"hours": hours, "gpu_hours": gpu_hours, "cost": None if gpu_hours is None or price is None else gpu_hours * price}
 
 
 def total(plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over the steps whose length is known, and the names of the others."""
-    known = [each["hours"] for each in found if each.get("hours") is not None]
+    known = [each for each in found if each.get("hours") is not None]
     unknown = [each["step"] for each in found if each.get("hours", 0.0) is None]
-    hours = sum(known) if known else None
-    return {"hours": hours, "gpu_hours": hours and hours * plan["gpus"], "cost": cost(plan, hours), "unknown": unknown}
+    sums = {key: sum(each[key] for each in known) if known else None for key in ("hours", "gpu_hours")}
+    cost = sum(each["cost"] for each in known) if known and plan["price"] is not None else None
+    return {**sums, "cost": cost, "unknown": unknown}
 
 
 def show(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
@@ -285,8 +288,10 @@ def show_total(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
         left = f" without {', '.join(found['unknown'])}, whose rows are not known" if found["unknown"] else ""
         print(f"in all: {duration(found['hours'])}, {found['gpu_hours']:,.1f} GPU-hours{price_of(found['cost'])}{left}")
     device = plan["devices"][plan["gpu"]]
+    links = dict.fromkeys(f"{each['link_gb_per_second']:g}" for each in result["steps"] if "link_gb_per_second" in each)
+    rings = f"rings at {' or '.join(links)} GB/s, " if links else ""
     print(
-        f"Times are guesses: products at {plan['mfu']:.0%} of the peak of {plan['gpu']} (plan.mfu), rings at "
-        f"{result['assumptions']['link_gb_per_second']:g} GB/s and nothing hidden behind products, an update at "
+        f"Times are guesses: products at {plan['mfu']:.0%} of the peak of {plan['gpu']} (plan.mfu), {rings}"
+        f"nothing hidden behind products, an update at "
         f"{device['bandwidth']:g} GB/s of memory; texts as long as allowed. No figure was held against a GPU."
     )
