@@ -84,7 +84,8 @@ class Training:
         self.kind = self.device.get("kind", "cuda")
         self.ranks = asked["gpus"]
         self.objective: Objective | None = call(cfg["loss"]) if cfg["stage"]["name"] == "retromae" else None
-        self.queries = -(-cfg["global_batch"] // self.ranks)  # of the fullest rank
+        self.whole = cfg["global_batch"]
+        self.queries = -(-self.whole // self.ranks)  # of the fullest rank, whose time and memory are the step's
         self.modules: dict[Any, Any] = {}
         self.passed: dict[Any, Pass] = {}
         self.own_zero = cfg["engine"]["zero_optimization"].get("stage", 0)

@@ -145,7 +145,7 @@ def described(
         "peak_at": at,
         "allowed_bytes": scene.allowed,
         "fits": peak <= scene.allowed,
-        "flops_per_step": outcome.flops * scene.ranks,
+        "flops_per_step": round(outcome.flops * scene.whole / scene.queries),
         "flops_per_rank": outcome.flops,
         "sent_bytes": dict(outcome.sent._asdict()),
         "seconds": dict(outcome.seconds),

@@ -53,15 +53,16 @@ def test_the_papers_first_stage_fits_into_40_gb_without_checkpointing_by_another
     assert found["chunks"] == 2
 
 
-def steps_of(recipe: str) -> tuple[dict, list[planning.Step]]:
-    """Keys of a plan without a search, and the steps that a recipe is made of."""
+def keys() -> dict[str, Any]:
+    """Of a plan without a search."""
     own: Any = OmegaConf.to_container(config.compose(["stage=plan", "plan.search=false", "plan.json=-"]), resolve=True)
-    return own["plan"], planning.steps_of(own["plan"], [f"recipe={recipe}"])
+    return own["plan"]
 
 
 def test_each_step_of_a_recipe_is_planned_on_the_gpus_of_its_own_job(capsys):
     """BGE-large: 24 GPUs of 40 GB, then 48, as its recipe says; cost is of each step's own GPUs."""
-    asked, steps = steps_of("bge-large-en")
+    asked = keys()
+    steps = planning.steps_of(asked, ["recipe=bge-large-en"])
     first = [step for step in steps if step.name in ("retromae", "pairs")]
     found = plan.run({**asked, "price": 2}, first)
     retromae, pairs = found["steps"]
@@ -89,6 +90,14 @@ def test_every_recipe_starts_from_a_model_whose_shape_is_known(recipe):
             paths = [each.partition("=")[2] for each in listed if each.startswith("model.path=")]
             assert paths, name
             assert all("${" in path or path.rpartition("/")[2] in known for path in paths), (name, paths)
+
+
+def test_operations_of_a_step_are_of_its_queries_not_of_the_fullest_rank_times_ranks():
+    """49 queries on 48 ranks: one of them has two, and the step takes 49 / 2 of its operations, not 48."""
+    asked = {**keys(), "gpus": 48, "shape": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}}
+    cfg = planning.plain(["stage=pairs", "model.path=nobody/nothing", "global_batch=49"])
+    figures = plan.run(asked, [planning.Step("pairs", cfg)])["steps"][0]
+    assert figures["flops_per_step"] == round(figures["flops_per_rank"] * 49 / 2)
 
 
 def test_what_does_not_fit_is_told_with_what_would(capsys):
@@ -142,6 +151,8 @@ def test_a_device_of_ones_own_and_a_shape_that_is_nowhere(capsys):
         (["plan.stage=pairs", "globl_batch=8"], "did you mean global_batch?"),
         (["plan.stage=pairs", "recipe=quickstart"], "give one of the two"),
         (["recipe=quickstart", "plan.rows_of={pears: 3}"], "did you mean pairs?"),
+        (["plan.stage=pairs", "plan.json=/nonexistent/plan.json"], "plan.json=/nonexistent/plan.json cannot be written"),
+        (["plan.stage=pairs", "plan.json=/"], "plan.json=/ cannot be written"),
         (["plan.stage=pairs", "plan.gpus=0"], "plan.gpus must be a whole number above 0"),
     ],
 )
