@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 
 from bgetrain import cli, config, planning, recipe_file, selection
-from bgetrain.stage import plan, shapes
+from bgetrain.stage import plan, shapes, told
 
 PAPER = ["plan.gpu=a100-40g", "plan.search=false", "plan.json=-"]
 
@@ -90,6 +90,21 @@ def test_every_recipe_starts_from_a_model_whose_shape_is_known(recipe):
             paths = [each.partition("=")[2] for each in listed if each.startswith("model.path=")]
             assert paths, name
             assert all("${" in path or path.rpartition("/")[2] in known for path in paths), (name, paths)
+
+
+def test_steps_that_are_alike_are_shown_once_and_summed_up_in_a_row_each(capsys):
+    asked = {**keys(), "price": 2.0, "rows": None}
+    alike: dict = {"stage": "mine", "ranks": 8, "precision": "fp16", "moments": {"encode": {"weights": 2e9}}, "fits": True}
+    alike |= {"peak_bytes": 2e9, "peak_at": "encode", "allowed_bytes": 36e9, "flops_per_query": 10**9, "flops_per_passage": 10**9}
+    alike |= {"rows": 10, "embedding_bytes": 40, "embedding_bytes_per_rank": 5, "hours": 1.5, "gpu_hours": 12.0, "cost": 24.0}
+    found = [{"step": name, **alike} for name in ("mine-nq", "mine-quora")]
+    told.show_all(asked, {"steps": found, "total": plan.total(asked, found)})
+    said = capsys.readouterr().out
+    assert said.count("at the moments of a step") == 1
+    rows = [line.split() for line in said.splitlines()]
+    assert ["mine-nq", "8", "2.0", "yes", "-", "1.50", "12.0", "24.00"] in rows
+    assert ["mine-quora", "8", "2.0", "yes", "-", "1.50", "12.0", "24.00"] in rows
+    assert ["in", "all", "3.00", "24.0", "48.00"] in rows
 
 
 def test_operations_of_a_step_are_of_its_queries_not_of_the_fullest_rank_times_ranks():
@@ -176,7 +191,11 @@ def test_help_lists_the_keys(capsys):
     assert cli.main(["stage=plan", "--help"]) == 0
     said = capsys.readouterr().out
     assert "plan.memory_share=0.9" in said
-    assert "a100-40g" in said
+    assert "plan.devices.a100-40g={" in said
+    assert "bge-large-zh-v1.5" in said
+    lines = said.splitlines()
+    assert max(map(len, lines)) <= 130
+    assert len(lines) < 90  # nothing letter by letter
 
 
 def measured(world, modes: list[str]) -> dict[str, int]:
