@@ -145,6 +145,7 @@ def described(
         "fits": peak <= scene.allowed,
         "flops_per_step": round(outcome.flops * scene.whole / scene.queries),
         "flops_per_rank": outcome.flops,
+        "collectives": [each._asdict() for each in outcome.collectives],
         "sent_bytes": dict(outcome.sent._asdict()),
         "seconds": dict(outcome.seconds),
         "seconds_per_step": outcome.time,

@@ -95,6 +95,7 @@ def training_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
         "memory": verdict(plan, figures),
         "a step": f"{figures['tokens_per_step']:,} tokens, {figures['flops_per_step'] / 1e15:.3g} PFLOP over all ranks",
         "sent by a rank": ", ".join(f"{name} {size / GB:.3g} GB" for name, size in sent.items() if size) or "nothing",
+        "collectives": "; ".join(collective(each) for each in figures["collectives"]) or "none",
         "time per step": f"{figures['seconds_per_step']:.3g} s: " + ", ".join(f"{key} {x:.3g}" for key, x in seconds.items()),
         "the run": length_of(plan, figures, f"{figures['steps']:,} steps" if figures["steps"] else ""),
     }
@@ -105,6 +106,11 @@ def training_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[
     elif figures["searched"]:
         lines["better"] = "nothing that is 3 % faster and fits" if figures["fits"] else "nothing fits: more or larger GPUs"
     return lines
+
+
+def collective(each: Mapping[str, Any]) -> str:
+    """Such as `1 all_gather of 0.134 GB of embeddings`."""
+    return f"{each['calls']} {each['operation']} of {each['bytes'] / GB:.3g} GB of {each['of']}"
 
 
 def encoding_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:

@@ -113,6 +113,12 @@ def test_operations_of_a_step_are_of_its_queries_not_of_the_fullest_rank_times_r
     cfg = planning.plain(["stage=pairs", "model.path=nobody/nothing", "global_batch=49"])
     figures = plan.run(asked, [planning.Step("pairs", cfg)])["steps"][0]
     assert figures["flops_per_step"] == round(figures["flops_per_rank"] * 49 / 2)
+    # one sum of fp32 gradients and one gathering of bf16 weights, by hand; a ring sends 47 / 48 of what it gathers
+    collectives = {(each["operation"], each["of"]): each for each in figures["collectives"]}
+    assert collectives["all_reduce", "gradients"]["calls"] == 1
+    assert collectives["all_reduce", "gradients"]["bytes"] == 4 * figures["trained"]
+    assert collectives["all_gather", "weights"]["bytes"] == 2 * figures["trained"]
+    assert figures["sent_bytes"]["gradients"] == pytest.approx(2 * 47 / 48 * 4 * figures["trained"])
 
 
 def test_what_does_not_fit_is_told_with_what_would(capsys):
