@@ -1,6 +1,8 @@
 """stage=plan on the command line: what is asked about the plan, what is planned, and both checked before torch is imported."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
@@ -68,6 +70,10 @@ def check(asked: dict[str, Any]) -> None:
         for key, value in device.items():
             if key != "kind" and value is not None and (isinstance(value, bool | str) or value <= 0):
                 raise ValueError(f"plan.devices.{name}.{key} must be a number above 0 or null, got {value!r}")
+    if asked["json"] not in (None, "-"):
+        path = Path(asked["json"]).expanduser()
+        if not asked["json"].strip() or path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ValueError(f"plan.json={asked['json']} cannot be written: give a file in a folder that exists, or - for stdout")
     if asked["mfu"] == 0 or asked["memory_share"] == 0:
         raise ValueError("plan.mfu and plan.memory_share must be above 0")
 
@@ -82,6 +88,9 @@ def steps_of(asked: dict[str, Any], others: Sequence[str]) -> list[Step]:
         if asked["stage"] is not None:
             raise ValueError(f"plan.stage={asked['stage']} beside recipe=NAME: give one of the two")
         own, extras = recipe.split(others)
+        given = {key_of(each) for each in extras}
+        if not given & {"cluster", "num_processes"}:
+            extras = [*extras, "cluster=slurm"]  # whose keys are the sizes of each step's job; cluster=local has none
         planned = recipe.plan(own["recipe"], recipe.folder_of(own), extras)
         return [Step(each.name, plain(each.overrides)) for each in planned]
     known = [each for each in selection.options("stage") if each != "plan"]

@@ -44,9 +44,10 @@ def across(cfg: dict[str, Any]) -> None:
     zero_stage = cfg.get("engine", {}).get("zero_optimization", {}).get("stage", 1)
     if zero_stage not in (0, 1, 2, 3):
         raise ValueError(f"engine.zero_optimization.stage must be 0, 1, 2 or 3, got {zero_stage!r}")
-    if zero_stage == 0 and cfg["precision"] == "bf16":
+    if zero_stage == 0 and cfg["precision"] in ("bf16", "fp16"):
         raise ValueError(
-            "precision=bf16 with engine=zero0 would add up gradients in bf16, which loses most of them; use engine=zero1"
+            f"precision={cfg['precision']} with engine=zero0 would add up gradients in {cfg['precision']}, which loses most of "
+            "them; use engine=zero1"
         )
     rank = cfg.get("model", {}).get("lora")
     if rank is not None and cfg["stage"]["name"] not in ("pairs", "finetune"):

@@ -38,6 +38,7 @@ Exit status: 0 done | 2 something to mend, said in one line | 75 interrupted, th
 TITLES = {"stage": "Stages", "model": "Models", "data": "Data", "loss": "Losses", "optim": "Optimizers"}
 TITLES |= {"engine": "Engines", "cluster": "Machines", "logger": "Loggers"}
 WIDTH = 118
+LISTED = 20  # rows of a table that are shown with their values
 
 
 def text(arguments: Sequence[str]) -> str:
@@ -68,7 +69,8 @@ def entry(name: str, comment: str, width: int) -> str:
     if not comment:
         return textwrap.fill(name, WIDTH, initial_indent="  ", subsequent_indent=" " * 6, break_on_hyphens=False) + "\n"
     start = f"  {name:{width}}  "
-    return textwrap.fill(comment, WIDTH, initial_indent=start, subsequent_indent=" " * len(start)).rstrip() + "\n"
+    wrapped = textwrap.fill(comment, WIDTH, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False)
+    return wrapped.rstrip() + "\n"
 
 
 def first_comment(path: Path) -> str:
@@ -109,10 +111,13 @@ def unresolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def keys(node: dict[str, Any], prefix: str, notes: dict[str, str]) -> str:
-    """A line `key=value  comment` for each key of a node; of a table of mappings one for each row, without its comment."""
+    """A line `key=value  comment` for each key of a node; of a table of mappings one for each row; of a long one names."""
     rows, tables = [], ""
     for key, value in node.items():
         if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+            if len(value) > LISTED:
+                tables += entry(f"{prefix}{key}:", ", ".join(value), 0)
+                continue
             tables += "".join(entry(f"{prefix}{key}.{name}={typed(each)}", "", 0) for name, each in value.items())
         elif key != "_target_":
             rows.append((f"{prefix}{key}", f"{prefix}{key}={typed(value)}"))

@@ -85,6 +85,7 @@ MISTAKES = [
     ("stage=finetune total_steps=null epochs=null", "total_steps and epochs are both null: set one of them"),
     ("stage=finetune precision=half", "precision must be auto or fp32 or bf16 or fp16, got 'half'"),
     ("stage=finetune engine=zero0 precision=bf16", "use engine=zero1"),
+    ("stage=finetune engine=zero0 precision=fp16", "use engine=zero1"),
     ("stage=finetune loss.negatives=group group_size=1", "leaves a query no negative: use group_size=2 or more"),
     ("stage=finetune loss.negatives=group loss.directions=both", "needs other queries, and loss.negatives=group has none"),
     ("stage=finetune loss.teacher=group group_size=1", "group_size=1 has one: use 2 or more"),

@@ -116,6 +116,41 @@ class Sent(NamedTuple):
     weights: float
 
 
+class Collective(NamedTuple):
+    """One kind of exchange in a step.
+
+    Attributes:
+        operation: all_gather | reduce_scatter | all_reduce.
+        of: embeddings | gradients | weights.
+        calls: of a step, each over a whole payload; DeepSpeed cuts those of gradients and weights into buckets.
+        bytes: of a call's payload, over all ranks.
+    """
+
+    operation: str
+    of: str
+    calls: int
+    bytes: int
+
+    def sent(self, ranks: int) -> float:
+        """Bytes that a rank sends in a step: a ring sends (W - 1) / W of a payload, and twice that to sum it everywhere."""
+        return self.calls * self.bytes * (2 if self.operation == "all_reduce" else 1) * (ranks - 1) / ranks
+
+
+def collectives(size: Counts, plan: Plan, *, rows: int, width: int, backwards: int, forwards: int) -> list[Collective]:
+    """What `sent` is the sum of; the same arguments."""
+    if plan.ranks == 1:
+        return []
+    back = "reduce_scatter" if plan.device == "cuda" else "all_reduce"  # gloo has none
+    found = [Collective(name, "embeddings", 1, FP32 * rows * width) for name in ("all_gather", back) if rows]
+    summed, gathered = FP32 * size.trained, plan.element * size.trained
+    if plan.zero_stage == 3:
+        # a single pass keeps the weights until it goes back; of several each gathers them anew, forward and back
+        found.append(Collective("reduce_scatter", "gradients", backwards, summed))
+        return [*found, Collective("all_gather", "weights", forwards + backwards if forwards > 1 else 1, gathered)]
+    found.append(Collective("all_reduce", "gradients", backwards if plan.zero_stage == 2 else 1, summed))
+    return [*found, Collective("all_gather", "weights", 1, gathered)] if plan.zero_stage else found
+
+
 def sent(size: Counts, plan: Plan, *, rows: int, width: int, backwards: int, forwards: int) -> Sent:
     """What a step sends; payloads and counts as `tests/traffic.py` found them, docs/scale.md.
 
@@ -127,14 +162,5 @@ def sent(size: Counts, plan: Plan, *, rows: int, width: int, backwards: int, for
         backwards: calls of the engine's backward in a step.
         forwards: of its forward.
     """
-    share = (plan.ranks - 1) / plan.ranks
-    # a CPU's gloo has no reduce-scatter
-    embeddings = share * FP32 * rows * width * (2 if plan.device == "cuda" else 3)
-    summed = share * FP32 * size.trained
-    gathered = share * plan.element * size.trained
-    if plan.zero_stage == 3:
-        # a single pass keeps the weights until it goes back; of several each gathers them anew, forward and back
-        anew = forwards + backwards if forwards > 1 else 1
-        return Sent(embeddings, summed * backwards, gathered * anew)
-    times = backwards if plan.zero_stage == 2 else 1
-    return Sent(embeddings, 2 * summed * times, gathered if plan.zero_stage > 0 else 0.0)
+    found = collectives(size, plan, rows=rows, width=width, backwards=backwards, forwards=forwards)
+    return Sent(*(sum(each.sent(plan.ranks) for each in found if each.of == name) for name in Sent._fields))

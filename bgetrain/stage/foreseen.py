@@ -51,6 +51,7 @@ class Outcome(NamedTuple):
         moments: bytes of a rank by moment and kind.
         flops: operations of a rank's step.
         sent: bytes of a rank's step.
+        collectives: that send them.
         seconds: of a step, by what they are spent on.
     """
 
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
     moments: Moments
     flops: int
     sent: states.Sent
+    collectives: Sequence[states.Collective]
     seconds: Mapping[str, float]
 
     @property
@@ -84,7 +86,8 @@ class Training:
         self.kind = self.device.get("kind", "cuda")
         self.ranks = asked["gpus"]
         self.objective: Objective | None = call(cfg["loss"]) if cfg["stage"]["name"] == "retromae" else None
-        self.queries = -(-cfg["global_batch"] // self.ranks)  # of the fullest rank
+        self.whole = cfg["global_batch"]
+        self.queries = -(-self.whole // self.ranks)  # of the fullest rank, whose time and memory are the step's
         self.modules: dict[Any, Any] = {}
         self.passed: dict[Any, Pass] = {}
         self.own_zero = cfg["engine"]["zero_optimization"].get("stage", 0)
@@ -175,14 +178,15 @@ class Training:
             rows = self.scores.pool if self.scores.gathered else 0
             backwards, forwards = (1, 1) if choice.mode == "single" else (work.passes, 2 * work.passes)
         width = self.encoder.config.hidden_size
-        moved = states.sent(size, plan, rows=rows, width=width, backwards=backwards, forwards=forwards)
+        exchanged = {"rows": rows, "width": width, "backwards": backwards, "forwards": forwards}
+        moved = states.sent(size, plan, **exchanged)
         share = size.trained / (self.ranks if choice.zero_stage else 1)
         seconds = {
             "products": flops / (self.asked["mfu"] * 1e12 * self.device[self.precision]),
             "exchange": sum(moved) / (GB * shapes.link(self.asked, self.device)),
             "update": UPDATE * share / (GB * self.device["bandwidth"]),
         }
-        return Outcome(choice, found, flops, moved, seconds)
+        return Outcome(choice, found, flops, moved, states.collectives(size, plan, **exchanged), seconds)
 
     @property
     def allowed(self) -> float:

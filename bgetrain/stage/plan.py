@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 from bgetrain.forecast import passes, steps
 from bgetrain.forecast.passes import Encoder
-from bgetrain.logger import console
-from bgetrain.stage import foreseen, shapes
+from bgetrain.stage import foreseen, shapes, told
 from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt, Ratio
 
 GB = 10**9
-TRAINING, ENCODING = ("retromae", "pairs", "finetune"), ("mine", "evaluate", "filter")
+TRAINING = told.TRAINING
+ENCODING = ("mine", "evaluate", "filter")
 
 
 def asked(
     *,
     stage: str | None,
     gpu: str,
-    gpus: PositiveInt,
-    gpus_per_machine: PositiveInt,
+    gpus: PositiveInt | None,
+    gpus_per_machine: PositiveInt | None,
     network: PositiveFloat,
     memory_share: Ratio,
     mfu: Ratio,
@@ -67,7 +67,8 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
     for each in planned:
         rows = plan["rows_of"].get(each.name, plan["rows"])
         try:
-            figures, encoder = figures_of(each.cfg, {**plan, "rows": rows}, earlier)
+            sized = {**plan, "rows": rows, **shapes.size(each.cfg, plan)}
+            figures, encoder = figures_of(each.cfg, sized, earlier)
         except ValueError as error:
             raise ValueError(f"{each.name}: {error}" if len(planned) > 1 else str(error)) from error
         found.append({"step": each.name, "stage": each.cfg["stage"]["name"], **figures})
@@ -80,17 +81,15 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
         return result
     if plan["json"]:
         Path(plan["json"]).expanduser().write_text(json.dumps(result, indent=1), "utf8")
-    for each in found:
-        show(plan, each)
-    show_total(plan, result)
+    told.show_all(plan, result)
     return result
 
 
 def assumptions(plan: Mapping[str, Any]) -> dict[str, Any]:
     """All that is not computed, by name."""
     device = plan["devices"][plan["gpu"]]
-    keys = ("gpu", "gpus", "gpus_per_machine", "memory_share", "mfu", "price", "padding")
-    return {**{key: plan[key] for key in keys}, "device": device, "link_gb_per_second": shapes.link(plan, device)}
+    keys = ("gpu", "gpus", "gpus_per_machine", "network", "memory_share", "mfu", "price", "padding")
+    return {**{key: plan[key] for key in keys}, "device": device}
 
 
 def figures_of(cfg: Mapping[str, Any], plan: Mapping[str, Any], earlier: Mapping[str, Encoder]) -> tuple[dict[str, Any], Any]:
@@ -119,6 +118,7 @@ def training(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         "parameters": size.trained + size.frozen,
         "trained": size.trained,
         "ranks": plan["gpus"],
+        "link_gb_per_second": shapes.link(plan, scene.device),
         "precision": scene.precision,
         "texts_per_rank": sum(scene.texts.values()),
         "tokens_per_step": round(batch),
@@ -143,14 +143,14 @@ def described(
         "peak_at": at,
         "allowed_bytes": scene.allowed,
         "fits": peak <= scene.allowed,
-        "flops_per_step": outcome.flops * scene.ranks,
+        "flops_per_step": round(outcome.flops * scene.whole / scene.queries),
         "flops_per_rank": outcome.flops,
+        "collectives": [each._asdict() for each in outcome.collectives],
         "sent_bytes": dict(outcome.sent._asdict()),
         "seconds": dict(outcome.seconds),
         "seconds_per_step": outcome.time,
         "steps": num_steps,
-        "hours": hours,
-        "cost": cost(plan, hours),
+        **spent(plan, hours),
     }
 
 
@@ -170,8 +170,7 @@ def encoding(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         "fits": peak <= allowed,
         "flops_per_query": query_flops,
         "flops_per_passage": passage_flops,
-        "hours": None,
-        "cost": None,
+        **spent(plan, None),
     }
     rows, width = plan["rows"], encoder.config.hidden_size
     if rows:
@@ -181,112 +180,22 @@ def encoding(cfg: Mapping[str, Any], plan: Mapping[str, Any], encoder: Encoder) 
         own = rows * passage_flops + queries * query_flops
         seconds = own / (speed * device[figures["precision"]]) + searched / (speed * device["fp32"])
         hours = seconds / 3600
-        figures |= {"rows": rows, "queries": queries, "flops": own, "search_flops": searched, "hours": hours}
+        figures |= {"rows": rows, "queries": queries, "flops": own, "search_flops": searched, **spent(plan, hours)}
         figures |= {"embedding_bytes": 4 * rows * width, "embedding_bytes_per_rank": 4 * rows * width // plan["gpus"]}
-        figures["cost"] = cost(plan, hours)
     return figures
 
 
-def cost(plan: Mapping[str, Any], hours: float | None) -> float | None:
-    return None if hours is None or plan["price"] is None else hours * plan["gpus"] * plan["price"]
+def spent(plan: Mapping[str, Any], hours: float | None) -> dict[str, float | None]:
+    """Hours, those of all GPUs of the step, and what these cost."""
+    gpu_hours = None if hours is None else hours * plan["gpus"]
+    price = plan["price"]
+    return {"hours": hours, "gpu_hours": gpu_hours, "cost": None if gpu_hours is None or price is None else gpu_hours * price}
 
 
 def total(plan: Mapping[str, Any], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Sums over the steps whose length is known, and the names of the others."""
-    known = [each["hours"] for each in found if each.get("hours") is not None]
+    known = [each for each in found if each.get("hours") is not None]
     unknown = [each["step"] for each in found if each.get("hours", 0.0) is None]
-    hours = sum(known) if known else None
-    return {"hours": hours, "gpu_hours": hours and hours * plan["gpus"], "cost": cost(plan, hours), "unknown": unknown}
-
-
-def show(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    """Prints a step's figures."""
-    title = figures["step"] if figures["step"] == figures["stage"] else f"{figures['step']} (stage={figures['stage']})"
-    if "note" in figures:
-        print(f"{title}: {figures['note']}\n")
-        return
-    moments = figures["moments"]
-    kinds = [kind for kind in steps.KINDS if any(each.get(kind) for each in moments.values())]
-    rows: list[list[str | float]] = [[kind, *(gigabytes(each.get(kind, 0.0)) for each in moments.values())] for kind in kinds]
-    rows.append(["in all", *(gigabytes(sum(each.values())) for each in moments.values())])
-    console.table(f"{title}: GB of one rank at the moments of a step", ["", *moments], rows)
-    lines = training_lines(plan, figures) if figures["stage"] in TRAINING else encoding_lines(plan, figures)
-    width = max(map(len, lines))
-    print("\n".join(f"  {name:{width}}  {text}" for name, text in lines.items()) + "\n")
-
-
-def gigabytes(size: float) -> str:
-    return f"{size / GB:.2f}" if size else "-"
-
-
-def verdict(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
-    device = plan["devices"][plan["gpu"]]
-    word = "fits" if figures["fits"] else "does NOT fit"
-    peak, allowed = figures["peak_bytes"] / GB, figures["allowed_bytes"] / GB
-    return f"{word}: {peak:.1f} GB at its {figures['peak_at']}, {allowed:.1f} GB are allowed of {device['memory_gb']} GB"
-
-
-def typed(choice: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in choice.items())
-
-
-def training_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:
-    """What to say of a training stage."""
-    sent, seconds = figures["sent_bytes"], figures["seconds"]
-    half = f"{figures['trained'] / 1e6:.1f} of " if figures["trained"] < figures["parameters"] else ""
-    lines = {
-        "parameters": f"{half}{figures['parameters'] / 1e6:.1f} M, {figures['precision']}",
-        "ranks": f"{figures['ranks']} x {plan['gpu']}, {figures['texts_per_rank']:,} texts each in {figures['chunks']:,} chunks",
-        "as configured": typed(figures["choice"]),
-        "memory": verdict(plan, figures),
-        "a step": f"{figures['tokens_per_step']:,} tokens, {figures['flops_per_step'] / 1e15:.3g} PFLOP over all ranks",
-        "sent by a rank": ", ".join(f"{name} {size / GB:.3g} GB" for name, size in sent.items() if size) or "nothing",
-        "time per step": f"{figures['seconds_per_step']:.3g} s: " + ", ".join(f"{key} {x:.3g}" for key, x in seconds.items()),
-        "the run": length_of(plan, figures, f"{figures['steps']:,} steps" if figures["steps"] else ""),
-    }
-    better = figures["better"]
-    if better:
-        gain = f"{better['seconds_per_step']:.3g} s per step, {better['peak_bytes'] / GB:.1f} GB"
-        lines["better"] = f"{typed(better['choice'])}: {gain}"
-    elif figures["searched"]:
-        lines["better"] = "nothing that is 3 % faster and fits" if figures["fits"] else "nothing fits: more or larger GPUs"
-    return lines
-
-
-def encoding_lines(plan: Mapping[str, Any], figures: Mapping[str, Any]) -> dict[str, str]:
-    """What to say of a stage that embeds texts."""
-    per = f"{figures['flops_per_query'] / 1e9:.3g} GFLOP a query, {figures['flops_per_passage'] / 1e9:.3g} a passage"
-    lines = {"memory": verdict(plan, figures), "precision": figures["precision"], "operations": per}
-    if "rows" in figures:
-        own, whole = figures["embedding_bytes_per_rank"] / GB, figures["embedding_bytes"] / GB
-        lines["embeddings"] = f"{whole:.3g} GB of {figures['rows']:,} texts on disk, {own:.3g} GB a rank's"
-    lines["the run"] = length_of(plan, figures, f"{figures['rows']:,} texts" if "rows" in figures else "")
-    return lines
-
-
-def length_of(plan: Mapping[str, Any], figures: Mapping[str, Any], what: str) -> str:
-    if figures["hours"] is None:
-        return "unknown: give plan.rows=N" + (" or total_steps=N" if figures["stage"] in TRAINING else "")
-    return f"{what}, {duration(figures['hours'])}{price_of(figures['cost'])}"
-
-
-def duration(hours: float) -> str:
-    return console.duration(3600 * hours)
-
-
-def price_of(found: float | None) -> str:
-    return "" if found is None else f", cost {found:,.2f}"
-
-
-def show_total(plan: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Prints the sum of several steps, and what the times rest on."""
-    found = result["total"]
-    if len(result["steps"]) > 1 and found["hours"] is not None:
-        left = f" without {', '.join(found['unknown'])}, whose rows are not known" if found["unknown"] else ""
-        print(f"in all: {duration(found['hours'])}, {found['gpu_hours']:,.1f} GPU-hours{price_of(found['cost'])}{left}")
-    device = plan["devices"][plan["gpu"]]
-    print(
-        f"Times are guesses: products at {plan['mfu']:.0%} of the peak of {plan['gpu']} (plan.mfu), rings at "
-        f"{result['assumptions']['link_gb_per_second']:g} GB/s and nothing hidden behind products, an update at "
-        f"{device['bandwidth']:g} GB/s of memory; texts as long as allowed. No figure was held against a GPU."
-    )
+    sums = {key: sum(each[key] for each in known) if known else None for key in ("hours", "gpu_hours")}
+    cost = sum(each["cost"] for each in known) if known and plan["price"] is not None else None
+    return {**sums, "cost": cost, "unknown": unknown}

@@ -13,6 +13,7 @@ from bgetrain.forecast.rehearsal import Pass
 from bgetrain.forecast.steps import Moments, Work
 
 Config = Mapping[str, Any]
+GPUS = 8  # of a machine where nothing says how many
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -33,6 +34,14 @@ def precision(cfg: Config, device: Config, zero_stage: int) -> str:
 def moments_of(optim: Config) -> int:
     """How many numbers an optimizer keeps of each parameter."""
     return 2 if "betas" in optim else int(bool(optim.get("momentum")))
+
+
+def size(cfg: Config, asked: Config) -> dict[str, int]:
+    """`gpus` and `gpus_per_machine` of a step: those of the plan, else those of its own job, else 8."""
+    cluster = cfg["cluster"]
+    machine = cluster.get("tasks_per_node") or cluster.get("gpus_per_node")
+    own = cluster["nodes"] * machine if machine else cfg.get("num_processes")
+    return {"gpus": asked["gpus"] or own or GPUS, "gpus_per_machine": asked["gpus_per_machine"] or machine or GPUS}
 
 
 def link(asked: Config, device: Config) -> float:
@@ -92,7 +101,8 @@ def encoder_of(cfg: Config, asked: Config, earlier: Mapping[str, Encoder]) -> En
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"model.path={path}: no model is there and plan.shapes has no {name!r}; give its keys, e.g. "
-                f"'plan.shape={{hidden_size: 512, num_hidden_layers: 8}}', or one of {', '.join(shapes)}"
+                f"'plan.shape={{hidden_size: 512, num_hidden_layers: 8, num_attention_heads: 8, "
+                f"intermediate_size: 2048}}', or one of {', '.join(shapes)}"
             ) from error
     if node["dropout"] is not None:
         body.set_dropout(config, node["dropout"])
