@@ -57,7 +57,7 @@ MISTAKES = [
     ("stage=finetune +data@hydra.callbacks=synthetic", "data has no effect"),
     # options
     ("stage=fintune", "conf/stage has no option 'fintune'; did you mean finetune?"),
-    ("stage=", "valid: check, doctor, evaluate, filter, finetune, mine, pairs, retromae, tokenizer"),
+    ("stage=", "valid: check, doctor, evaluate, filter, finetune, mine, pairs, plan, retromae, split, status, tokenizer"),
     ("stage=null", "conf/stage has no option 'null'"),
     ("stage=finetune stage=pairs", "one command runs one stage"),
     ("data=jsonl", "stage is missing: add stage=NAME, one of "),
