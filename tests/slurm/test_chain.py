@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from bgetrain import recipe
+from bgetrain import recipe_file
 
 BGETRAIN = [sys.executable, "-m", "bgetrain"]
 SLURM = ["cluster=slurm", "cluster.gpus_per_node=0", "cluster.max_restarts=1", "cluster.save_before_seconds=5"]
@@ -51,7 +51,7 @@ def quick(folder: Path) -> list[str]:
 
 def test_the_quickstart_recipe_as_a_chain_ends_in_its_ladder(cluster, tmp_path):
     """Each step has its own size, one of them two nodes; the smallest sizes that train."""
-    steps = recipe.load("quickstart")
+    steps = recipe_file.load("quickstart")
     steps["pairs"].append("cluster.nodes=2")
     steps["finetune"].append("cluster.tasks_per_node=2")
     (tmp_path / "quickstart.yaml").write_text(yaml.safe_dump(steps, sort_keys=False))
