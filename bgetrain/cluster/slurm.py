@@ -1,6 +1,5 @@
 """cluster=slurm: joins the ranks that srun has started, starts them inside an allocation, else submits a job."""
 
-import os
 import shlex
 import signal
 import subprocess
@@ -68,7 +67,7 @@ def launch(
         ValueError: SLURM is missing or refuses, in its own words.
     """
     request = {name: value for name, value in locals().items() if name not in ("run", "command")}
-    if command.dry_run and (srun.in_step() or "RANK" in os.environ):
+    if command.dry_run and srun.was_started():
         local.say(shlex.join(["bgetrain", *command.arguments]))
         return 0
     local.prepare()

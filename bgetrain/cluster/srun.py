@@ -82,6 +82,11 @@ def in_step() -> bool:
     return "SLURM_STEP_NUM_TASKS" in os.environ and int(os.environ.get("SLURM_STEP_ID", "0")) < FIRST_SPECIAL_STEP
 
 
+def was_started() -> bool:
+    """Whether srun, torchrun or a launcher of ours has started this process."""
+    return in_step() or "RANK" in os.environ
+
+
 def in_allocation() -> bool:
     """Whether this process has nodes, by sbatch or salloc."""
     return "SLURM_JOB_ID" in os.environ
