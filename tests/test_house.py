@@ -46,6 +46,7 @@ LIGHT = [
     "cluster.host",
     *("cluster.desk", "cluster.guest", "cluster.wire"),
     *("cluster.local", "cluster.place", "cluster.srun", "cluster.slurm", "cluster.sbatch", "cluster.queue"),
+    "cluster.signals",
     "__main__",
 ]
 ENVIRONMENT = {"cluster/host.py", "cluster/local.py", "cluster/srun.py", "trust.py"}

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, NoReturn
 from bgetrain.cluster import srun
 from bgetrain.cluster.host import claimed_port, count_devices, free_port, keep_memory
 from bgetrain.cluster.place import Command, Place
+from bgetrain.cluster.signals import SIGNALS, counted
 
 if TYPE_CHECKING:
     from bgetrain.types import PositiveFloat, PositiveInt
 
 USER_ERROR = 2  # exit status: something to mend, said in one line
 INTERRUPTED = 75  # exit status: saved, run the same command again to go on
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Ctrl-C, schedulers, SLURM before its time limit
 GRACE_SECONDS = 3.0  # between asking the ranks to end and ending them
 FIRST_RANK_SECONDS = 60.0  # the first rank may still close a logger when the others have ended
 GOES_ON = ": the same command goes on from what was saved"
-SAME_SECONDS = 0.3  # signals so close are one: `timeout` signals its child and then the group of it
 BEFORE_END: list[Callable[[], None]] = []  # called before this process ends itself from another thread than the main one
 LIFELINE = "BGETRAIN_LIFELINE"  # descriptor that closes when the launcher dies
 COMPLAINTS = "BGETRAIN_COMPLAINTS"  # folder where ranks leave their one-line errors, so that each is said once
@@ -189,40 +188,31 @@ def start_ranks(command: list[str], count: int, port: int) -> int:
 
 def wait(ranks: list[subprocess.Popen], complaints: Path) -> int:
     """Waits for all ranks; the first interrupt is passed on, the second ends them, and so does the failure of one."""
-    interrupts, heard_at = 0, float("-inf")
 
-    def pass_on(number: int, _frame: object) -> None:
-        nonlocal interrupts, heard_at
-        if time.monotonic() - heard_at < SAME_SECONDS or (interrupts and srun.in_step()):  # SLURM asks several times
-            return
-        interrupts, heard_at = interrupts + 1, time.monotonic()
+    def pass_on(number: int, count: int) -> None:
         for rank in ranks:
-            if rank.poll() is None and interrupts == 1:
+            if rank.poll() is None and count == 1:
                 rank.send_signal(number)
-            elif interrupts > 1:
+            elif count > 1:
                 kill(rank)
 
-    earlier = {number: signal.signal(number, pass_on) for number in SIGNALS}
     alone_since: float | None = None
-    try:
+    with counted(pass_on, first_only=srun.in_step()) as interrupts:  # SLURM asks several times
         while True:
             statuses = [rank.poll() for rank in ranks]
-            if interrupts:  # one that was not yet listening died of what was passed on
+            if interrupts():  # one that was not yet listening died of what was passed on
                 statuses = [INTERRUPTED if -(status or 0) in SIGNALS else status for status in statuses]
-            if any(status not in (None, 0, INTERRUPTED) for status in statuses) and interrupts < 2:
+            if any(status not in (None, 0, INTERRUPTED) for status in statuses) and interrupts() < 2:
                 time.sleep(GRACE_SECONDS / 3)  # the others may be about to say the same, or more
                 return failure(ranks, complaints)
-            if None not in statuses or interrupts > 1:
-                return INTERRUPTED if any(statuses) or interrupts > 1 else 0
+            if None not in statuses or interrupts() > 1:
+                return INTERRUPTED if any(statuses) or interrupts() > 1 else 0
             if INTERRUPTED in statuses:  # the others may wait for one that is gone, deaf to signals
                 alone_since = alone_since or time.monotonic()
                 patience = GRACE_SECONDS if statuses[0] is not None else FIRST_RANK_SECONDS
                 if time.monotonic() - alone_since > patience:
                     return INTERRUPTED
             time.sleep(0.05)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def failure(ranks: list[subprocess.Popen], complaints: Path) -> int:

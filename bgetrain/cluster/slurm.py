@@ -3,18 +3,17 @@
 import shlex
 import signal
 import subprocess
-import time as clock
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from bgetrain.cluster import local, queue, sbatch, srun
+from bgetrain.cluster import local, queue, sbatch, signals, srun
 from bgetrain.cluster.place import Command, Place
 
 if TYPE_CHECKING:
     from bgetrain.types import NonNegativeInt, PositiveFloat, PositiveInt
 
-DEAF = tuple(128 + number for number in local.SIGNALS)  # statuses of ranks that were not yet listening
+DEAF = tuple(128 + number for number in signals.SIGNALS)  # statuses of ranks that were not yet listening
 
 
 def launch(
@@ -137,25 +136,16 @@ def start_here(command: Command, request: Mapping[str, Any]) -> int:
         ranks = subprocess.Popen(words, stdin=subprocess.DEVNULL, start_new_session=True)  # a Ctrl-C reaches it from here alone
     except FileNotFoundError as error:
         raise ValueError("cluster=slurm needs SLURM's srun, which is not on this machine's PATH") from error
-    interrupts, heard_at = 0, float("-inf")
 
-    def pass_on(number: int, _frame: object) -> None:
-        nonlocal interrupts, heard_at
-        if clock.monotonic() - heard_at < local.SAME_SECONDS:
-            return
-        interrupts, heard_at = interrupts + 1, clock.monotonic()
-        if interrupts == 1:
+    def pass_on(number: int, count: int) -> None:
+        if count == 1:
             ranks.send_signal(signal.SIGUSR1)  # which srun hands to every rank; by others it ends them
         else:
             ranks.terminate()
 
-    earlier = {number: signal.signal(number, pass_on) for number in local.SIGNALS}
-    try:
+    with signals.counted(pass_on, first_only=False) as interrupts:
         status = ranks.wait()
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
     status = 128 - status if status < 0 else status
-    if interrupts and status in DEAF:
+    if interrupts() and status in DEAF:
         return local.INTERRUPTED
     return status if status in (0, local.USER_ERROR, local.INTERRUPTED) else 1

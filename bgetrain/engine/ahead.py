@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from bgetrain.cluster.local import SIGNALS
+from bgetrain.cluster.signals import SIGNALS
 
 DEPTH = 2  # batches ready: of the thread, or of each process
 

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from bgetrain.cluster import srun
-from bgetrain.cluster.local import SAME_SECONDS, SIGNALS, launched
+from bgetrain.cluster.local import launched
+from bgetrain.cluster.signals import SAME_SECONDS, SIGNALS
 
 DEAF_SECONDS = 5.0  # until a main thread that has not even noticed a signal is given up
 LAUNCHED_SECONDS = 1.0  # SLURM signals every process of a job: a rank then hears once directly and once by its launcher
