@@ -161,7 +161,7 @@ def count_rows(path: str, folder: str, barrier, found) -> None:
 def test_two_processes_may_open_at_once(tmp_path, cache):
     path = tmp_path / "r.jsonl"
     path.write_text(dumped([{"query": f"q{n}", "pos": ["p"]} for n in range(2000)]))
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # of a small process: this one may hold gigabytes by now
     barrier, found = context.Barrier(2), context.Queue()
     both = [context.Process(target=count_rows, args=(str(path), str(cache), barrier, found)) for _ in range(2)]
     for each in both:
