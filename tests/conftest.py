@@ -27,6 +27,16 @@ def sentence(seed: int, longest: int) -> str:
     return " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, longest)))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def memory_is_given_back():
+    """Runs in this process do not change how it takes memory: thousands of them left an address space larger than the machine."""
+    from bgetrain.cluster import local
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local, "keep_memory", lambda: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def spawn():
     """spawn(size, function, *arguments, seconds=240): see `ranks.spawn`."""
