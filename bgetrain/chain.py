@@ -14,15 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from bgetrain import config, lock, output
-from bgetrain.cluster import queue, sbatch, srun
+from bgetrain.cluster import queue, sbatch, slurm, srun
 from bgetrain.cluster.local import is_first, say
 from bgetrain.cluster.place import Command
 from bgetrain.steps import Step, done, note, noted, outdated, report
-
-SLURM = "bgetrain.cluster.slurm.launch"
 
 
 class Link(NamedTuple):
@@ -50,7 +46,7 @@ def is_wanted(steps: Sequence[Step]) -> bool:
     chosen = any(each.startswith("cluster=") for step in steps for each in step.overrides)
     if srun.in_allocation() or not chosen:
         return False
-    others = [step.name for step in steps if plain(step)["cluster"]["_target_"] != SLURM]
+    others = [step.name for step in steps if not slurm.is_chosen(plain(step)["cluster"])]
     if 0 < len(others) < len(steps):
         raise ValueError(f"step {others[0]} is not for cluster=slurm where others are: give cluster=NAME for all of them")
     return not others
@@ -200,9 +196,8 @@ def written(link: Link, name: str, *, by_hand: bool = False) -> Path:
 
     One that is to be submitted by hand empties the folder of a step that begins anew when it first starts (sbatch.py).
     """
-    cfg, step = link.cfg, link.step
-    request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
-    asked = {**request, "job_name": request["job_name"] or f"{name}-{step.name}"}
+    request = link.cfg["cluster"]
+    asked = {**request, "job_name": request["job_name"] or f"{name}-{link.step.name}"}
     return sbatch.write(command_of(link, *(["resume=never"] if by_hand and link.due == "anew" else [])), asked)
 
 
@@ -214,7 +209,7 @@ def command_of(link: Link, *more: str) -> Command:
 
 def size(link: Link) -> str:
     """The size of a step's job as it is asked for: a stage of one process gets no more, whatever the others have."""
-    return words_of(sbatch.sized(command_of(link), link.cfg["cluster"]))
+    return sbatch.size(command_of(link), link.cfg["cluster"])
 
 
 def show(links: Sequence[Link], name: str) -> int:
@@ -245,12 +240,4 @@ def plain(step: Step) -> dict[str, Any]:
 @cache
 def composed(overrides: tuple[str, ...]) -> dict[str, Any]:
     """The config of a step, plain, once for all who ask; not to be changed."""
-    found: Any = OmegaConf.to_container(config.compose(overrides), resolve=True)
-    return dict(found)
-
-
-def words_of(request: Mapping[str, Any]) -> str:
-    """The size of a job."""
-    nodes, gpus, tasks = request["nodes"], request["gpus_per_node"], request["tasks_per_node"]
-    each = f"{gpus} GPU{'s' * (gpus != 1)}" if gpus else f"{tasks or 1} rank{'s' * (tasks not in (None, 1))}"
-    return f"{nodes} node{'s' * (nodes != 1)} of {each}"
+    return config.plain(overrides)

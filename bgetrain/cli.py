@@ -135,7 +135,7 @@ def run_stage(arguments: Sequence[str]) -> int:
         ValueError: a fault in the config, seen before anything is started.
     """
     arguments, dry_run = without_dry_run(arguments)
-    cfg: Any = OmegaConf.to_container(config.compose(arguments), resolve=True)
+    cfg = config.plain(arguments)
     if cfg["stage"].get("answers"):
         named(cfg["stage"]["_target_"])(cfg)
         return 0

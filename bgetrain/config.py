@@ -133,6 +133,12 @@ def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:
     return cfg
 
 
+def plain(overrides: Sequence[str], *, missing: bool = False) -> dict[str, Any]:
+    """As `compose`, resolved, as mappings and lists."""
+    found: Any = OmegaConf.to_container(compose(overrides, missing=missing), resolve=True)
+    return dict(found)
+
+
 def opened(text: str, each: Override, parsed: Sequence[Override]) -> str:
     """Spares the user Hydra's `+` inside mappings, whose keys are theirs: `data.columns={query: question}`."""
     text = grammar.as_text(text)

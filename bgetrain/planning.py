@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
 from bgetrain import config, recipe, selection
 from bgetrain.target import is_int, named
 
@@ -36,7 +34,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     own = [each for each in arguments if each == "stage=plan" or key_of(each).partition(".")[0] == "plan"]
     others = [each for each in arguments if each not in own]
-    cfg: Any = OmegaConf.to_container(config.compose(own), resolve=True)
+    cfg = config.plain(own)
     asked = cfg["plan"]
     check(asked)
     steps = steps_of(asked, others)
@@ -103,8 +101,7 @@ def steps_of(asked: dict[str, Any], others: Sequence[str]) -> list[Step]:
 
 def plain(overrides: Sequence[str]) -> dict[str, Any]:
     """A config as mappings and lists; what no plan needs, such as files, may be missing."""
-    cfg = config.compose(overrides, missing=True)
-    found: Any = OmegaConf.to_container(cfg, resolve=True)
+    found = config.plain(overrides, missing=True)
     if (found.get("model") or {}).get("path") == "???":
         raise ValueError("model.path is missing: add model.path=FOLDER_OR_NAME")
-    return dict(found)
+    return found

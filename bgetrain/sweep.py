@@ -8,10 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from omegaconf import OmegaConf
-
-from bgetrain import chain, config, lock, output, overrides, recipe, selection, trust
-from bgetrain.cluster import queue, sbatch, srun
+from bgetrain import config, lock, output, overrides, recipe, selection, trust
+from bgetrain.cluster import queue, sbatch, slurm, srun
 from bgetrain.cluster.local import INTERRUPTED, say
 from bgetrain.cluster.place import Command
 
@@ -43,7 +41,7 @@ def run(
     """
     points = expanded(arguments)
     configs = [plain(point) for point in points]
-    if not srun.in_allocation() and all(each and each["cluster"]["_target_"] == chain.SLURM for each in configs):
+    if not srun.in_allocation() and all(each and slurm.is_chosen(each["cluster"]) for each in configs):
         return submit(points, [each for each in configs if each], dry_run=dry_run)
     statuses = []
     for number, point in enumerate(points, 1):
@@ -96,7 +94,7 @@ def plain(point: Point) -> dict[str, Any] | None:
     """The config of a combination; None for a recipe, whose steps have one each."""
     if is_recipe(point.arguments):
         return None
-    found: Any = OmegaConf.to_container(config.compose(point.arguments), resolve=True)
+    found = config.plain(point.arguments)
     return {**found, "output_dir": os.path.expanduser(found["output_dir"])}
 
 
@@ -119,7 +117,7 @@ def submit(points: Sequence[Point], configs: Sequence[dict[str, Any]], *, dry_ru
             say(f"{place}: job {job.id} is there already, {job.words}")
         else:
             lock.check(cfg["output_dir"])
-            request = {key: value for key, value in cfg["cluster"].items() if key != "_target_"}
+            request = cfg["cluster"]
             command = Command(point.arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
             due.setdefault(json.dumps(request), []).append((command, request))
     folder = Path(os.path.commonpath([os.path.dirname(os.path.abspath(cfg["output_dir"])) for cfg in configs]))
@@ -140,5 +138,4 @@ def array(commands: Sequence[Command], folder: Path, request: dict[str, Any], dr
     id = queue.submit(script, array=len(commands), parallel=request["array_parallel"])
     for task, command in enumerate(commands):
         queue.note(command.output_dir, f"{id}_{task}", script, command.arguments)
-    size = chain.words_of(sbatch.sized(commands[0], request))
-    say(f"job {id}: an array of {len(commands)}, {size} each; to cancel them: scancel {id}")
+    say(f"job {id}: an array of {len(commands)}, {sbatch.size(commands[0], request)} each; to cancel them: scancel {id}")

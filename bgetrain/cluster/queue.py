@@ -13,8 +13,8 @@ OVER = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED"),
     *("TIMEOUT", "UNKNOWN"),
 )
-# of squeue; a job's reason may hold anything, so it comes last
 NEVER = "DependencyNeverSatisfied"  # the reason of a job that a site leaves in the queue, though its turn cannot come
+# of squeue; a job's reason may hold anything, so it comes last
 FIELDS = "JobArrayID:.64|,State:.32|,RestartCnt:.16|,TimeLeft:.32|,Reason:.256"
 PATIENCE_SECONDS = 60  # for the controller to answer
 
@@ -69,8 +69,7 @@ def submit(
     Raises:
         ValueError: sbatch is missing or refuses, with its own words.
     """
-    words = line(script, after=after, array=array, parallel=parallel)
-    answer = asked([*words[:-1], *["--hold"] * hold, words[-1]])
+    answer = asked(line(script, after=after, array=array, parallel=parallel, hold=hold))
     found = re.fullmatch(r"(\d+)(;.*)?", answer.strip().rpartition("\n")[2])  # sites' own filters may print lines above
     if not found:
         raise ValueError(f"sbatch has answered {answer.strip()!r}, which is no job's number")
@@ -96,9 +95,11 @@ def cancel(id: str) -> None:
     asked(["scancel", id])
 
 
-def line(script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None) -> list[str]:
+def line(
+    script: Path, *, after: Sequence[str] = (), array: int | None = None, parallel: int | None = None, hold: bool = False
+) -> list[str]:
     """The words of `submit` as one would type them."""
-    words = ["sbatch", "--parsable"]
+    words = ["sbatch", "--parsable", *["--hold"] * hold]
     if after:  # a site may leave jobs in the queue whose turn never comes
         words += [f"--dependency={':'.join(['afterok', *after])}", "--kill-on-invalid-dep=yes"]
     if array is not None:
@@ -153,30 +154,47 @@ def check(job: Job, old: Sequence[str] | None, new: Sequence[str]) -> None:
     raise ValueError(f"job {job.id}, {job.words}, is of other values{was}, now {now}: scancel {job.id} first")
 
 
+class Noted(NamedTuple):
+    """What `note` has written of a job.
+
+    Attributes:
+        id: of the job, or of a task of an array.
+        script: of the job.
+        arguments: overrides of its run; None: not known.
+    """
+
+    id: str
+    script: Path
+    arguments: list[str] | None
+
+
+def noted(output_dir: str) -> Noted | None:
+    """The job that was last submitted for a folder; None where there is none."""
+    try:
+        facts = json.loads((Path(output_dir) / NOTE).read_text("utf8"))
+        known = facts.get("arguments")
+        return Noted(str(facts["id"]), Path(facts["script"]), None if known is None else list(map(str, known)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # a file of that name that is not ours
+        return None
+
+
 def arguments(output_dir: str) -> list[str] | None:
     """The overrides of the job that was last submitted for a folder; None where there is none, or they are not known."""
-    try:
-        return list(map(str, json.loads((Path(output_dir) / NOTE).read_text("utf8"))["arguments"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    found = noted(output_dir)
+    return found and found.arguments
 
 
 def submitted(output_dir: str) -> str | None:
     """The id of the job that was last submitted for a folder; None where there is none."""
-    try:
-        return str(json.loads((Path(output_dir) / NOTE).read_text("utf8"))["id"])
-    except (OSError, ValueError, KeyError, TypeError):  # a file of that name that is not ours
-        return None
+    found = noted(output_dir)
+    return found and found.id
 
 
 def log(output_dir: str) -> Path | None:
     """What the job that was last submitted for a folder has written; None where there is none."""
-    try:
-        facts = json.loads((Path(output_dir) / NOTE).read_text("utf8"))
-        path = Path(facts["script"]).parent / f"slurm-{facts['id']}.out"
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return path if path.is_file() else None
+    found = noted(output_dir)
+    path = found and found.script.parent / f"slurm-{found.id}.out"
+    return path if path and path.is_file() else None
 
 
 def jobs(ids: Sequence[str]) -> dict[str, Job]:

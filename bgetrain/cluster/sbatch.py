@@ -106,6 +106,13 @@ def sized(command: Command, request: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**request, "nodes": 1, "tasks_per_node": tasks, "gpus_per_node": min(request["gpus_per_node"], tasks)}
 
 
+def size(command: Command, request: Mapping[str, Any]) -> str:
+    """The size of a job in words."""
+    asked = sized(command, request)
+    gpus = asked["gpus_per_node"]
+    return f"{counted(asked['nodes'], 'node')} of {counted(gpus, 'GPU') if gpus else counted(tasks_per_node(asked), 'rank')}"
+
+
 def tasks_per_node(request: Mapping[str, Any]) -> int:
     """Ranks on each node."""
     return int(request["tasks_per_node"] or request["gpus_per_node"] or 1)

@@ -80,7 +80,12 @@ def launch(
 
 def runs_here(cluster: Mapping[str, Any]) -> bool:
     """Whether a command with this node of the config starts or joins ranks, and does not merely submit a job."""
-    return not str(cluster.get("_target_")).startswith(f"{__name__}.") or srun.in_allocation()
+    return not is_chosen(cluster) or srun.in_allocation()
+
+
+def is_chosen(cluster: Mapping[str, Any]) -> bool:
+    """Whether this node of the config is that of cluster=slurm."""
+    return cluster.get("_target_") == f"{__name__}.{launch.__name__}"
 
 
 def submit(command: Command, request: Mapping[str, Any]) -> int:

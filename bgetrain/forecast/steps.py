@@ -1,7 +1,7 @@
 """What one step holds at its moments, from the passes of its chunks; bytes are of one rank, the fullest one."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bgetrain.forecast.rehearsal import Pass
 from bgetrain.forecast.states import FP32, States
@@ -108,12 +108,11 @@ def contrastive(states: States, work: Work, pass_of: Callable[[Shape], Pass], sc
     passes = [(pass_of(shape), times) for shape, times in work.chunks.items()]
     embedding = {"embeddings": float(scores.loss), "tiles": float(scores.tiles)}
     held = sum(each.kept * times for each, times in passes)
+    back = {"embeddings": 2.0 * scores.own}
     if mode == "cached":
-        back = {"embeddings": 2.0 * scores.own}
         found = backwards(states, [each for each, _ in passes], work.passes > 1)
         loss = {"gradients": float(states.standing), **embedding}
     else:
-        back = {"embeddings": 2.0 * scores.own}
         found = {"activations": 0.0, "gradients": float(states.standing)}
         before, last = float(held), True
         for each, times in reversed(passes):
@@ -170,9 +169,6 @@ def peak(found: Moments) -> tuple[str, float]:
 
 
 def flops(work: Work, pass_of: Callable[[Shape], Pass], mode: str) -> int:
-    """Operations of all chunks' products; `cached` goes forward twice, `encode` forward alone."""
-    total = 0
-    for shape, times in work.chunks.items():
-        each: Any = pass_of(shape)
-        total += times * (each.forward_flops if mode == "encode" else each.flops + each.forward_flops * (mode == "cached"))
-    return total
+    """Operations of all chunks' products; `cached` goes forward twice."""
+    passes = ((pass_of(shape), times) for shape, times in work.chunks.items())
+    return sum(times * (each.flops + each.forward_flops * (mode == "cached")) for each, times in passes)

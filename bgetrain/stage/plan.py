@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bgetrain.forecast import passes, steps
 from bgetrain.forecast.passes import Encoder
@@ -42,19 +42,12 @@ def asked(
     return dict(locals())
 
 
-class Step(NamedTuple):
-    """What `bgetrain.planning` hands over: a step's name and its composed config."""
-
-    name: str
-    cfg: Mapping[str, Any]
-
-
-def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
+def run(plan: Mapping[str, Any], planned: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """Plans steps; prints a table or JSON.
 
     Args:
         plan: keys of `asked`.
-        planned: steps in order, each as `Step`.
+        planned: steps in order: the name of each, and its composed config.
 
     Returns:
         The figures, which `plan.json` gets.
@@ -64,16 +57,16 @@ def run(plan: Mapping[str, Any], planned: Sequence[Any]) -> dict[str, Any]:
     """
     earlier: dict[str, Encoder] = {}
     found = []
-    for each in planned:
-        rows = plan["rows_of"].get(each.name, plan["rows"])
+    for name, cfg in planned:
+        rows = plan["rows_of"].get(name, plan["rows"])
         try:
-            sized = {**plan, "rows": rows, **shapes.size(each.cfg, plan)}
-            figures, encoder = figures_of(each.cfg, sized, earlier)
+            sized = {**plan, "rows": rows, **shapes.size(cfg, plan)}
+            figures, encoder = figures_of(cfg, sized, earlier)
         except ValueError as error:
-            raise ValueError(f"{each.name}: {error}" if len(planned) > 1 else str(error)) from error
-        found.append({"step": each.name, "stage": each.cfg["stage"]["name"], **figures})
+            raise ValueError(f"{name}: {error}" if len(planned) > 1 else str(error)) from error
+        found.append({"step": name, "stage": cfg["stage"]["name"], **figures})
         if encoder is not None:
-            earlier[f"{each.cfg['output_dir']}/model"] = encoder
+            earlier[f"{cfg['output_dir']}/model"] = encoder
     result = {"assumptions": assumptions(plan), "steps": found, "total": total(plan, found)}
     if plan["json"] == "-":
         json.dump(result, sys.stdout, indent=1)
