@@ -18,6 +18,8 @@ TAIL = 2.5  # per cent left out at each end of an interval
 LEVELS = 512  # distinct values drawn from
 BATCH = 2**20  # numbers drawn at a time, 8 bytes each
 
+Figures = Sequence[float] | np.ndarray  # of queries
+
 
 class Paired(NamedTuple):
     """Two systems on the same queries.
@@ -35,7 +37,7 @@ class Paired(NamedTuple):
     p: float
 
 
-def interval(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float, float]:
+def interval(values: Figures, *, seed: int) -> tuple[float, float]:
     """Computes the 95 % percentile bootstrap interval of a mean over queries.
 
     Args:
@@ -48,15 +50,19 @@ def interval(values: Sequence[float] | np.ndarray, *, seed: int) -> tuple[float,
     Raises:
         ValueError: there are no values, or some are not finite.
     """
-    numbers = checked(values)
-    distinct, counts = tallied(numbers)
-    shares = counts / len(numbers)
-    means = drawn(lambda random, size: random.multinomial(len(numbers), shares, size) @ distinct, len(distinct), seed)
-    low, high = np.percentile(means / len(numbers), [TAIL, 100 - TAIL]) + numbers.mean() - shares @ distinct
+    return interval_of_sets([values], [1.0], seed=seed)
+
+
+def interval_of_sets(values: Sequence[Figures], weights: Sequence[float], *, seed: int) -> tuple[float, float]:
+    """As `interval`, of a weighted sum of the means of several sets, each of whose queries are drawn by themselves."""
+    random, means = np.random.default_rng(seed), np.zeros(DRAWS)
+    for each, weight in zip(values, weights, strict=True):
+        means += weight * resampled(checked(each), random)
+    low, high = np.percentile(means, [TAIL, 100 - TAIL])
     return float(low), float(high)
 
 
-def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray, *, seed: int) -> Paired:
+def paired(ours: Figures, theirs: Figures, *, seed: int) -> Paired:
     """Tests whether two systems differ on the same queries, by Fisher's randomisation test.
 
     If the systems were alike, each query's two figures could as well have been swapped: p is the share of draws, each
@@ -77,22 +83,40 @@ def paired(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndar
     Raises:
         ValueError: the lengths differ, there are no values, or some are not finite.
     """
-    if len(ours) != len(theirs):
-        raise ValueError(f"{len(ours)} figures of ours cannot be paired with {len(theirs)} of theirs")
-    differences = checked(ours) - checked(theirs)
+    return paired_of_sets([ours], [theirs], [1.0], seed=seed)
+
+
+def paired_of_sets(ours: Sequence[Figures], theirs: Sequence[Figures], weights: Sequence[float], *, seed: int) -> Paired:
+    """As `paired`, of a weighted sum of the means of several sets."""
+    random, sums, differences, size = np.random.default_rng(seed), np.zeros(DRAWS), [], 0.0
+    for one, other, weight in zip(ours, theirs, weights, strict=True):
+        if len(one) != len(other):
+            raise ValueError(f"{len(one)} figures of ours cannot be paired with {len(other)} of theirs")
+        differences.append(checked(one) - checked(other))
+        sums += weight * flipped(differences[-1], random)
+        size += weight * float(np.abs(differences[-1]).mean())
+    difference = sum(weight * float(each.mean()) for each, weight in zip(differences, weights, strict=True))
+    # means of the same numbers in another order differ in the last digits
+    reached = int((np.abs(sums) >= abs(difference) - 1e-9 * size).sum())
+    return Paired(difference, *interval_of_sets(differences, weights, seed=seed), (reached + 1) / (DRAWS + 1))
+
+
+def resampled(numbers: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """fp64 [DRAWS], each the mean of as many numbers drawn with replacement."""
+    distinct, counts = tallied(numbers)
+    shares = counts / len(numbers)
+    sums = drawn(lambda size: random.multinomial(len(numbers), shares, size) @ distinct, len(distinct))
+    return sums / len(numbers) + numbers.mean() - shares @ distinct  # what rounding moved is moved back
+
+
+def flipped(differences: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """fp64 [DRAWS], each the mean of the differences with signs by a coin."""
     sizes, counts = tallied(np.abs(differences[differences != 0]))  # a sign does nothing to 0
-
-    def flipped(random: np.random.Generator, size: int) -> np.ndarray:
-        return (2 * random.binomial(counts, 0.5, (size, len(counts))) - counts) @ sizes
-
-    sums = np.abs(drawn(flipped, len(sizes), seed))
-    # sums of the same numbers in another order differ in the last digits
-    reached = int((sums >= abs(differences.sum()) - 1e-9 * sizes.sum()).sum())
-    low, high = interval(differences, seed=seed)
-    return Paired(float(differences.mean()), low, high, (reached + 1) / (DRAWS + 1))
+    sums = drawn(lambda size: (2 * random.binomial(counts, 0.5, (size, len(counts))) - counts) @ sizes, len(sizes))
+    return sums / len(differences)
 
 
-def checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
+def checked(values: Figures) -> np.ndarray:
     numbers = np.asarray(values, np.float64)
     if not numbers.size or not np.isfinite(numbers).all():
         bad = int((~np.isfinite(numbers)).sum())
@@ -109,7 +133,7 @@ def tallied(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return distinct, counts
 
 
-def drawn(draw: Callable[[np.random.Generator, int], np.ndarray], width: int, seed: int) -> np.ndarray:
+def drawn(draw: Callable[[int], np.ndarray], width: int) -> np.ndarray:
     """fp64 [DRAWS], made in batches that bound memory; `width` numbers are drawn for each."""
-    random, most = np.random.default_rng(seed), max(BATCH // max(width, 1), 1)
-    return np.concatenate([draw(random, min(most, DRAWS - first)) for first in range(0, DRAWS, most)])
+    most = max(BATCH // max(width, 1), 1)
+    return np.concatenate([draw(min(most, DRAWS - first)) for first in range(0, DRAWS, most)])
