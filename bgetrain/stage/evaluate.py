@@ -9,7 +9,7 @@ from bgetrain import output
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.stage import build, retrieval, sets
+from bgetrain.stage import against, build, retrieval, sets
 from bgetrain.types import World
 
 
@@ -22,7 +22,7 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         log: called on rank 0 with the metrics, as step 0.
 
     Returns:
-        `metrics` and their `intervals`, means over the sets; `sets` has those of each; `bm25` where asked for.
+        `metrics` and their `intervals`, means over the sets; `sets` has those of each; `bm25` and `compare` where asked for.
 
     Raises:
         ValueError: data or model cannot be used as asked.
@@ -33,7 +33,9 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: sets.opened(cfg, source, world),
         lambda: build.body(cfg, source, world, masked_lm=False),
     )
+    other = against.opened(cfg, opened, world)
     outcomes = sets.evaluated(cfg, body, opened, world)
+    theirs = None if other is None else against.outcomes(other, opened, world)
     if world.rank > 0:
         return {}
     figures = sets.figures(opened, outcomes, cfg["seed"])
@@ -42,6 +44,10 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     output.write(Path(cfg["output_dir"]) / "queries.jsonl", sets.lines(opened, outcomes))
     log(0, figures["metrics"])
     show(figures, opened, str(cfg["model"].get("path", "model")))
+    if theirs is not None:
+        ours, path = [each.scores for each in outcomes], cfg["evaluate"]["compare"]
+        figures["compare"] = against.compared(opened, ours, theirs, path, cfg["seed"])
+        against.show(figures["compare"])
     return {**figures, "seconds": time.perf_counter() - began}
 
 
