@@ -54,6 +54,7 @@ LEAVES = (
     "result.json",
     "counts",
     "pool",
+    "sets",
 )
 FOLDERS = (
     *(
@@ -70,10 +71,11 @@ FOLDERS = (
         ".parts",
     ),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
+    "sets",  # of stage=evaluate
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
-    *("report.json", "report.html", "similarity.png"),
+    *("report.json", "report.html", "similarity.png", "queries.jsonl"),
 )
 
 
