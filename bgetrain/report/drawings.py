@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from bgetrain.logger import console
 from bgetrain.report import plots, series
@@ -11,54 +11,68 @@ from bgetrain.report.read import Run, is_number, mapping
 SIDES = ("positive", "negative")
 
 
-def curves(run: Run, best: int | None) -> dict[str, list[dict[str, Any]]]:
-    """Kind -> its pictures, each with what stands beside it."""
-    found: dict[str, list[dict[str, Any]]] = {"training": [], "evaluation": [], "other": []}
+class Section(NamedTuple):
+    """The pictures of a kind.
+
+    Attributes:
+        pictures: each as `look.html` shows it.
+        notes: how they are drawn.
+    """
+
+    pictures: list[dict[str, Any]]
+    notes: list[str]
+
+
+def curves(run: Run, best: int | None) -> dict[str, Section]:
+    """Kind -> its pictures.
+
+    Args:
+        run: with its lines.
+        best: the best step, which is marked where there was an evaluation.
+    """
+    found = {kind: Section([], []) for kind in ("training", "evaluation", "other")}
     for number, each in enumerate(series.pictures(run.steps)):
-        lines = [made for name in each.names if len((made := series.curve(run.steps, name, each.factor)).steps)]
-        label = "; ".join(f"{line.name}: {sentence(line)}" for line in lines)
+        lines = [series.curve(run.steps, name, each.factor) for name in each.names]
         mark = best if each.kind == "evaluation" else None
-        svg = plots.curves(lines, name=f"curve{number}", label=f"{each.title}. {label}", best=mark)
-        found[each.kind].append({"title": each.title, "svg": svg, "names": keys(lines), "notes": notes(lines), "best": mark})
+        label = f"{each.title}. {'; '.join(f'{line.name}: {sentence(line)}' for line in lines)}"
+        shown = {
+            "title": each.title,
+            "svg": plots.curves(lines, name=f"curve{number}", label=label, best=mark),
+            "names": [(line.name, value_of(line.last)) for line in lines],
+            "notes": [gap(line) for line in lines if line.broken],
+            "best": mark,
+        }
+        found[each.kind].pictures.append(shown)
+        found[each.kind].notes.extend(note for note in notes(lines) if note not in found[each.kind].notes)
     return found
-
-
-def keys(lines: Sequence[series.Curve]) -> list[tuple[str, str]]:
-    """Names of curves, each with its last value."""
-    return [(line.name, value_of(last_of(line))) for line in lines]
-
-
-def last_of(line: series.Curve) -> float:
-    known = line.values[~missing(line.values)]
-    return float(known[-1]) if len(known) else math.nan
-
-
-def missing(values: Any) -> Any:
-    return values != values  # NaN alone is not itself
 
 
 def value_of(value: float) -> str:
-    return "none" if value != value else console.number(value)
+    """A figure in few letters."""
+    if math.isnan(value):
+        return "no figure"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else console.number(value)
 
 
 def sentence(line: series.Curve) -> str:
-    known = line.values[~missing(line.values)]
-    if not len(known):
-        return "no figure"
-    return f"from {value_of(float(known[0]))} to {value_of(float(known[-1]))} at step {int(line.steps[-1])}"
+    """A curve in words, for those who cannot see it."""
+    first = next((float(value) for value in line.values if not math.isnan(value)), math.nan)
+    return f"from {value_of(first)} to {value_of(line.last)} at step {int(line.steps[-1]):,}"
+
+
+def gap(line: series.Curve) -> str:
+    return f"{line.name}: {line.broken:,} figure{'s' * (line.broken != 1)} not finite, shown as a gap"
 
 
 def notes(lines: Sequence[series.Curve]) -> list[str]:
-    """What the reader must know of how curves are drawn."""
-    found = []
-    size, width = max(line.lines for line in lines), max(line.width for line in lines)
-    if size > 1:
-        found.append(f"each point is the mean of {size} logged lines, the band reaches from the lowest to the highest of them")
-    if any(line.smooth is not None for line in lines):
-        found.append(f"strong line: mean over {width} points around; light: {'the points' if size > 1 else 'as logged'}")
-    broken = {line.name: line.broken for line in lines if line.broken}
-    found += [f"{name}: {count} figure{'s' * (count != 1)} not finite, shown as gaps" for name, count in broken.items()]
-    return found
+    """How curves are drawn, where that is not plain."""
+    size, smooth = max(line.lines for line in lines), [line.width for line in lines if line.smooth is not None]
+    thinned = f"each point is the mean of {size} logged lines, and a band reaches from the lowest to the highest of them"
+    points = "means" if size > 1 else "as logged"
+    mean = (
+        f"where a colour has two lines, the strong one is the mean over {max(smooth, default=0)} points, the light one {points}"
+    )
+    return [thinned] * (size > 1) + [mean] * bool(smooth)
 
 
 def similarity(found: Mapping[str, Any]) -> list[dict[str, Any]]:

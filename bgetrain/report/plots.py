@@ -228,7 +228,7 @@ def digits(value: float, span: float) -> int:
     """Significant digits that tell apart a few values on an axis."""
     if not value or not span:
         return 3
-    return int(min(8, max(3, np.ceil(np.log10(abs(value) / abs(span))) + 2)))
+    return int(min(8, max(4, np.ceil(np.log10(abs(value) / abs(span))) + 2)))  # four: 1000 is no 1e+03
 
 
 def inline(svg: str, label: str, height: int) -> "Markup":

@@ -133,10 +133,11 @@ def ran(run: Run) -> list[tuple[str, str]]:
         precision = "auto: fp32 on a CPU"  # stage/build.py's rule
     model, data = mapping(run.config.get("model")), mapping(run.config.get("data"))
     names = [data.get("path"), data.get("files"), data.get("name"), list(mapping(data.get("sources")))]
+    names = [", ".join(map(str, each)) if isinstance(each, list) else each for each in names]
     found = {
         "stage": run.stage,
         "model": str(model.get("path") or str(model.get("_target_", "")).rpartition(".")[2]),
-        "data": output.short(next((each for each in names if each), str(data.get("_target_", "")).rpartition(".")[2])),
+        "data": output.short(next((each for each in names if each), None) or str(data.get("_target_", "")).rpartition(".")[2]),
         "ranks": " then ".join(dict.fromkeys(f"{each.get('ranks')} ({each.get('device')})" for each in begun)),
         "precision": precision,
         "seed": str(run.config.get("seed", "")),

@@ -33,6 +33,7 @@ class Curve(NamedTuple):
         values: [P], as logged or the mean of a bucket; NaN where a figure was not finite, which leaves a gap.
         low: [P], of a bucket; as `values` where each point is a line of the log.
         high: likewise.
+        last: the last figure as logged that is finite; NaN: there is none.
         lines: of the log, for a point.
         broken: figures that were not finite.
         smooth: [P], the mean over the neighbours; None: the curve is smooth as it is.
@@ -44,6 +45,7 @@ class Curve(NamedTuple):
     values: np.ndarray
     low: np.ndarray
     high: np.ndarray
+    last: float
     lines: int
     broken: int
     smooth: np.ndarray | None
@@ -79,6 +81,7 @@ def curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1.0) ->
     values = np.array([value if is_number(value) else np.nan for _, value in there], float) * factor
     values[~np.isfinite(values)] = np.nan
     broken = int(np.isnan(values).sum())
+    last = next((float(value) for value in values[::-1] if np.isfinite(value)), float("nan"))
     size = -(-len(values) // POINTS) if len(values) else 1
     low = high = values
     if size > 1:
@@ -90,7 +93,7 @@ def curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1.0) ->
     mean = smoothed(values, width) if len(values) >= FEWEST else values
     height = np.ptp(values[np.isfinite(values)]) if np.isfinite(values).any() else 0.0
     noise = np.nanstd(values - mean) if height else 0.0
-    return Curve(name, steps, values, low, high, size, broken, mean if noise > NOISE * height else None, width)
+    return Curve(name, steps, values, low, high, last, size, broken, mean if noise > NOISE * height else None, width)
 
 
 def smoothed(values: np.ndarray, width: int) -> np.ndarray:
