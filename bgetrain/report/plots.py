@@ -79,6 +79,8 @@ def curves(found: Sequence[Curve], *, name: str, label: str, best: int | None) -
                 axes.plot(each.steps[alone], each.values[alone], color=colour, marker="o", markersize=2.5, linestyle="")
         if is_steep(found):
             axes.set_yscale("log")
+        elif axes.get_ylim()[0] < 0 <= min(float(np.nanmin([*each.low, np.inf])) for each in found):
+            axes.set_ylim(bottom=0, top=axes.get_ylim()[1] if any(np.nanmax([*each.high, 0]) > 0 for each in found) else 1)
         if best is not None:
             axes.axvline(best, color=GOOD, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xlabel("step (log scale upward)" if is_steep(found) else "step")
@@ -120,7 +122,7 @@ def histogram(
             total = sum(counts) or 1
             heights = 100 * np.asarray(counts, float) / total
             axes.stairs(heights, edges, color=colour, alpha=0.35, fill=True)
-            axes.stairs(heights, edges, color=colour, linewidth=1.4)
+            axes.stairs(np.where(heights > 0, heights, np.nan), edges, color=colour, linewidth=1.4)
             axes.axvline(float(np.dot(middles, counts) / total), color=colour, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.set_xlim(*span)
         axes.set_ylim(bottom=0)

@@ -11,15 +11,16 @@ POINTS = 400  # of a curve: more than a picture has pixels on a phone
 FEWEST = 20  # points below which nothing is smoothed
 NOISE = 0.02  # of a curve's height: how far points may lie from their neighbours' mean before a smoothed line is drawn
 LINES = 6  # in one picture
+EXACT = ("lr", "epoch", "memory_gb")  # without noise: a corner in them is one
 DERIVED = ("step", "progress_ratio", "seconds_left")  # of a line: they say how far the run is
 # How figures are called, with their unit; a figure that is not here stands in a picture of its own, under its own name.
 NAMED = {
     "lr": "Learning rate",
     "grad_norm": "Gradient norm (L2, before clipping)",
-    "queries_per_second": "Throughput (queries or texts / s, all ranks)",
-    "tokens_per_second": "Throughput (tokens / s, all ranks)",
+    "queries_per_second": "Queries or texts per second",
+    "tokens_per_second": "Tokens per second",
     "padding_ratio": "Padding (% of all tokens)",
-    "memory_gb": "Memory (GB, peak of the fullest rank)",
+    "memory_gb": "Memory (GB, fullest rank's peak)",
 }
 MEASURES = ("map",)  # of retrieval, besides those with a cut-off: ndcg@10
 
@@ -92,7 +93,7 @@ def curve(lines: Sequence[Mapping[str, Any]], name: str, factor: float = 1.0) ->
     width = max(3, len(values) // 25 | 1)
     mean = smoothed(values, width) if len(values) >= FEWEST else values
     height = np.ptp(values[np.isfinite(values)]) if np.isfinite(values).any() else 0.0
-    noise = np.nanstd(values - mean) if height else 0.0
+    noise = np.nanstd(values - mean) if height and name not in EXACT else 0.0
     return Curve(name, steps, values, low, high, last, size, broken, mean if noise > NOISE * height else None, width)
 
 

@@ -111,7 +111,8 @@ def test_every_figure_that_was_logged_is_in_one_picture():
 def test_a_page_shows_status_settings_curves_and_versions(recipe):
     page = Parsed((recipe / "pairs/report.html").read_text("utf8"))
     for what in ("pairs: pairs done", "1 min 30 s time", "2 (cpu)", "optim.lr 0.0003", "torch 2.13.0", "Learning rate",
-                 "Gradient norm", "queries or texts / s", "tokens / s", "Padding (% of all tokens)", "Memory (GB", "best: step 4",
+                 "Gradient norm", "Queries or texts per second",
+                 "Tokens per second", "Padding (% of all tokens)", "Memory (GB", "best: step 4",
                  "Loss of held-out data", "Retrieval: nDCG", "bgetrain stage=pairs model=tiny data=synthetic"):  # fmt: skip
         assert what in page.text, what
     assert "optim.weight_decay=" not in page.text  # which is as usual
