@@ -1,6 +1,7 @@
 """The page of a recipe: `report.html` with its ladder, and its steps with links to their pages."""
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def contents(folder: Path, name: str, listed: Sequence[steps.Step]) -> dict[str,
         "folder": str(folder),
         "state": "done" if done == len(rows) else "running" if any(each["state"] == "running" for each in rows) else "unfinished",
         "done": done,
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
         "rows": rows,
         "took": console.duration(sum(took)) if took else None,
         "heads": heads(ladder, bm25),

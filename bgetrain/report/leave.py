@@ -19,7 +19,7 @@ def leave(folder: Path) -> None:
     from bgetrain.report import ladder, run  # templates and plots are of no use before
 
     if (folder / "model").is_dir() and importlib.util.find_spec(CARD):
-        safely("model/README.md", importlib.import_module(CARD).write, folder)
+        safely("model/README.md", lambda place: importlib.import_module(CARD).write(place), folder)
     safely("report.html", run.write, folder)
     above = folder.absolute().parent
     known = steps.noted(above)

@@ -21,7 +21,7 @@ LARGEST = 200_000  # bytes of a drawing that is taken into the page
 READ = 3  # queries that are open to read
 LISTED = 30  # negatives or queries in all
 ABOVE = ("stage", "status", "finished_at")  # of a result: they stand at the top
-NOTES = {"running": "still running: what is here is as of now", "unfinished": "not finished: the same command goes on"}
+NOTES = {"running": "still going", "unfinished": "not finished; the same command goes on"}
 FILES = {
     "metrics.jsonl": "every figure as logged",
     "examples.md": "examples of what was mined",
@@ -77,6 +77,7 @@ def contents(run: Run) -> dict[str, Any]:
         "data": fingerprints(run.provenance),
         "packages": mapping(run.provenance.get("packages")),
         "platform": {name: run.provenance.get(name) for name in ("python", "platform", "git") if run.provenance.get(name)},
+        "written": moment(time.time()),
         "files": [(name, what) for name, what in FILES.items() if (run.folder / name).is_file()],
     }
 
@@ -148,7 +149,7 @@ def ran(run: Run) -> list[tuple[str, str]]:
 
 
 def moment(seconds: Any) -> str:
-    """A moment in the time of this machine."""
+    """A moment in the time of this machine; "" for what is none."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds)) if is_number(seconds) and math.isfinite(seconds) else ""
 
 

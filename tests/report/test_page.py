@@ -117,7 +117,7 @@ def test_a_page_shows_status_settings_curves_and_versions(recipe):
         assert what in page.text, what
     assert "optim.weight_decay=" not in page.text  # which is as usual
     page = Parsed((recipe / "finetune/report.html").read_text("utf8"))
-    for what in ("This run is not finished", "5 of 10 steps", "Accuracy (%)", "Share of the step's time (%)", "Loss, by part"):
+    for what in ("this run was not finished", "5 of 10 steps", "Accuracy (%)", "Share of the step's time (%)", "Loss, by part"):
         assert what in page.text, what
 
 
