@@ -88,6 +88,7 @@ class Config:
     keep: "PositiveInt"
     save_async: "bool"
     on_nonfinite: "str"
+    examples: "NonNegativeInt"
     preflight: "bool"
     format: "Literal['table', 'json']"
 

@@ -21,6 +21,7 @@ FREE = (
     "log_every",
     "save_every",
     "preflight",
+    "examples",
     "output_dir",
     "cluster",
     "logger",
@@ -56,24 +57,13 @@ LEAVES = (
     "pool",
 )
 FOLDERS = (
-    *(
-        "checkpoints",
-        "model",
-        "decoder",
-        "adapter",
-        "tokenizer",
-        "tensorboard",
-        "wandb",
-        "nonfinite",
-        "stacks",
-        "lengths",
-        ".parts",
-    ),
+    *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "mlflow"),
+    *("nonfinite", "stacks", "lengths", ".parts"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
-    *("report.json", "report.html", "similarity.png"),
+    *("report.json", "report.html", "similarity.png", "examples.json"),
 )
 
 

@@ -8,7 +8,7 @@ from bgetrain import distributed
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.stage import build, embed, retrieval
+from bgetrain.stage import build, embed, outcomes, retrieval
 from bgetrain.types import World
 
 SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
@@ -36,8 +36,10 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         lambda: build.body(cfg, source, world, masked_lm=False),
     )
     build.tell(opened, world)
-    found = embed.ranked(cfg, embed.embedded(cfg, body, source, opened, world), retrieval.DEPTH, world)
+    vectors = embed.embedded(cfg, body, source, opened, world)
+    found = embed.ranked(cfg, vectors, retrieval.DEPTH, world)
     metrics = retrieval.metrics(opened, found, world)
+    outcomes.examples(cfg, source, opened, vectors, found, world)
     if world.rank > 0:
         return {}
     figures: dict[str, Any] = {"metrics": metrics}
