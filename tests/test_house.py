@@ -32,6 +32,7 @@ PLACES = {
     "faiss": {"search/index.py"},
     "hydra": {"cli.py", "config.py", "selection.py", "overrides.py"},
     "wandb": {"logger/wandb.py"},
+    "mlflow": {"logger/mlflow.py"},
     "peft": {"model/lora.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
@@ -165,8 +166,8 @@ def test_what_runs_before_the_check_never_imports_torch(name):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_module_imports(path):
     if path.name != "__main__.py":
-        if path.stem in ("wandb", "tensorboard"):
-            pytest.importorskip("wandb" if path.stem == "wandb" else "tensorboard")
+        if path.stem in ("wandb", "tensorboard", "mlflow"):
+            pytest.importorskip(path.stem)
         importlib.import_module(module_of(path))
 
 
