@@ -55,15 +55,17 @@ LEAVES = (
     "result.json",
     "counts",
     "pool",
+    "sets",
 )
 FOLDERS = (
     *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "mlflow"),
     *("nonfinite", "stacks", "lengths", ".parts"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
+    "sets",  # of stage=evaluate
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
-    *("report.json", "report.html", "similarity.png", "examples.json"),
+    *("report.json", "report.html", "similarity.png", "examples.json", "queries.jsonl"),
 )
 
 

@@ -115,7 +115,7 @@ def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
     names = (
         *("build", "documents", "embed", "examples", "foreseen", "masked", "preflight"),
-        *("outcomes", "results", "retrieval", "shapes", "supply", "told", "validation"),
+        *("outcomes", "results", "retrieval", "sets", "shapes", "supply", "told", "validation"),
     )
     shared = {f"bgetrain.stage.{name}" for name in names}
     assert others <= shared

@@ -10,15 +10,17 @@ from bgetrain.data import rows as row_files
 from bgetrain.data.arrow import beside
 from bgetrain.data.columns import brief
 from bgetrain.data.files import either, existing, lines, numbered
+from bgetrain.data.folders import sets_of
+from bgetrain.data.mixture import combined
 from bgetrain.data.passages import ArrowPassages, identity, in_blocks, read_passages
 from bgetrain.data.pydocs import harvest
 from bgetrain.data.records import Reading
-from bgetrain.sources import Retrieval, Row, Source, Texts
+from bgetrain.sources import Mix, Part, Retrieval, Row, Source, Texts
 from bgetrain.types import MissingNegatives, PositiveInt
 
 
 def beir(
-    path: str,
+    path: str | list[str],
     *,
     query_max_len: PositiveInt,
     passage_max_len: PositiveInt,
@@ -26,12 +28,12 @@ def beir(
     missing_negatives: MissingNegatives,
     split: str,
 ) -> Source:
-    """Opens a folder with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`.
+    """Opens folders with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`, several as a mixture.
 
     Training rows are the relevant pairs of `qrels/SPLIT.tsv`, texts for pre-training the corpus.
 
     Args:
-        path: the folder.
+        path: the folder, a pattern such as `BEIR/*`, or a list of both; `folders.sets_of` says what they find.
         query_max_len: tokens of a query, special tokens included.
         passage_max_len: the same for passages.
         query_instruction: put before every query.
@@ -41,7 +43,27 @@ def beir(
     Raises:
         ValueError: the folder or one of its files is missing.
     """
-    folder = existing(path, "data.path")
+    found = sets_of(path)
+    made = [
+        Part(name, beir_folder(each, query_max_len, passage_max_len, query_instruction, missing_negatives, split))
+        for name, each in found.items()
+    ]
+    if len(made) == 1:
+        return made[0].source
+    # drawn by size, as a mixture is by default
+    return combined(f"data=beir data.path={path}", Mix(made, "source", 1.0), split, missing_negatives)
+
+
+def beir_folder(
+    path: Path,
+    query_max_len: int,
+    passage_max_len: int,
+    query_instruction: str,
+    missing_negatives: str,
+    split: str,
+) -> Source:
+    """One folder; the arguments are those of `beir`."""
+    folder = existing(str(path), "data.path")
     files = [either(folder, "corpus.jsonl"), either(folder, "queries.jsonl"), *sorted(folder.glob("qrels/*.tsv"))]
     return Source(
         f"data=beir data.path={path}",

@@ -20,7 +20,21 @@ MRR_CUTOFF = 10
 
 
 def score(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
-    """Computes nDCG, MRR, recall and MAP.
+    """Computes nDCG, MRR, recall and MAP; arguments and errors are those of `score_each`.
+
+    Returns:
+        ndcg@1, @3, @5, @10, @100, mrr@10, recall@10, @100 and map, 0 to 1, means over the queries of `score_each`.
+    """
+    return mean(score_each(run, qrels))
+
+
+def mean(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean over queries of each figure of `score_each`."""
+    return {name: sum(each[name] for each in figures.values()) / len(figures) for name in MEASURES}
+
+
+def score_each(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+    """Computes nDCG, MRR, recall and average precision of each query.
 
     Gains of nDCG are the relevances themselves, discounted by log2(rank + 1); a passage is relevant from 1 up.
     trec_eval compares scores as fp32 and puts passages of equal score in falling order of their names, whatever order
@@ -31,8 +45,8 @@ def score(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[st
         qrels: query name -> passage name -> relevance; passages not named have 0.
 
     Returns:
-        ndcg@1, @3, @5, @10, @100, mrr@10, recall@10, @100 and map, 0 to 1, means over the queries of qrels with at
-        least one relevant passage; of these, a query without results counts 0.
+        Query name -> ndcg@1, @3, @5, @10, @100, mrr@10, recall@10, @100 and map, 0 to 1, for the queries of qrels with at
+        least one relevant passage, in their order; of these, a query without results has 0.
 
     Raises:
         ValueError: no query of qrels has a relevant passage.
@@ -47,6 +61,6 @@ def score(run: Mapping[str, Mapping[str, float]], qrels: Mapping[str, Mapping[st
         if figures["recip_rank"] * MRR_CUTOFF < 1 - 1e-6:  # the first relevant passage is beyond the cut-off
             figures["recip_rank"] = 0.0
     return {
-        name: sum(figures[theirs.replace(".", "_")] for figures in found.values()) / len(judged)
-        for name, theirs in MEASURES.items()
+        query: {name: found[query][theirs.replace(".", "_")] if query in found else 0.0 for name, theirs in MEASURES.items()}
+        for query in judged
     }

@@ -1,21 +1,20 @@
 """stage=evaluate: how well a model retrieves."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from bgetrain import distributed
+from bgetrain import output
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.stage import build, embed, outcomes, retrieval
+from bgetrain.stage import build, retrieval, sets
 from bgetrain.types import World
-
-SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
-    """Embeds a corpus and its queries over all ranks and scores the ranking of one split.
+    """Embeds corpora and their queries over all ranks and scores the ranking of one split of each.
 
     Args:
         cfg: the resolved config, as `conf/stage/evaluate.yaml` has it.
@@ -23,34 +22,60 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         log: called on rank 0 with the metrics, as step 0.
 
     Returns:
-        `metrics`, and `bm25` where asked for.
+        `metrics` and their `intervals`, means over the sets; `sets` has those of each; `bm25` where asked for.
 
     Raises:
         ValueError: data or model cannot be used as asked.
     """
     began = time.perf_counter()
     source = build.source(cfg, world)
-    open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")
     opened, body = build.all_of(
-        lambda: distributed.after_first(world, lambda: open_set(source.split)),
+        lambda: sets.opened(cfg, source, world),
         lambda: build.body(cfg, source, world, masked_lm=False),
     )
-    build.tell(opened, world)
-    vectors = embed.embedded(cfg, body, source, opened, world)
-    found = embed.ranked(cfg, vectors, retrieval.DEPTH, world)
-    metrics = retrieval.metrics(opened, found, world)
-    outcomes.examples(cfg, source, opened, vectors, found, world)
+    outcomes = sets.evaluated(cfg, body, opened, world)
     if world.rank > 0:
         return {}
-    figures: dict[str, Any] = {"metrics": metrics}
-    if found.recall is not None:
-        figures["search_recall"] = found.recall
-    rows = {str(cfg["model"].get("path", "model")): figures["metrics"]}
+    figures = sets.figures(opened, outcomes, cfg["seed"])
     if cfg["evaluate"]["bm25"]:
-        scores, places = bm25(opened.queries, opened.passages.take(range(len(opened.passages))), retrieval.DEPTH)
-        figures["bm25"] = rows["BM25"] = score(retrieval.ranking(opened, scores, places), opened.qrels)
+        add_bm25(figures, opened)
+    output.write(Path(cfg["output_dir"]) / "queries.jsonl", sets.lines(opened, outcomes))
     log(0, figures["metrics"])
-    title = f"{source.name}, {source.split}: {len(opened.queries):,} queries, {len(opened.passages):,} passages"
-    console.table(title, ["", *SHOWN], [[name, *(row[key] for key in SHOWN)] for name, row in rows.items()])
-    size = {"queries": len(opened.queries), "passages": len(opened.passages)}
-    return {**figures, **size, "seconds": time.perf_counter() - began}
+    show(figures, opened, str(cfg["model"].get("path", "model")))
+    return {**figures, "seconds": time.perf_counter() - began}
+
+
+def add_bm25(figures: dict[str, Any], opened: Sequence[sets.Set]) -> None:
+    """Ranks the queries of each set by BM25 too."""
+    for each in opened:
+        held = each.retrieval
+        scores, places = bm25(held.queries, held.passages.take(range(len(held.passages))), retrieval.DEPTH)
+        figures["sets"][each.name]["bm25"] = score(retrieval.ranking(held, scores, places), held.qrels)
+    shares = sets.weights([each.name for each in opened])
+    figures["bm25"] = sets.mean_of([figures["sets"][each.name]["bm25"] for each in opened], shares)
+
+
+def show(figures: Mapping[str, Any], opened: Sequence[sets.Set], model: str) -> None:
+    """Prints the figures of each set, and where there are several their mean."""
+
+    def cells(found: Mapping[str, Any]) -> list[str]:
+        # the two sides of a bootstrap interval hardly differ
+        half = {name: (high - low) / 2 for name, (low, high) in found["intervals"].items()}
+        return [f"{found['metrics'][name]:.4f} ±{half[name]:.4f}" for name in sets.SHOWN]
+
+    def beside(name: str, found: Mapping[str, Any]) -> list[list[str]]:
+        return [[name, *(f"{found['bm25'][each]:.4f}" for each in sets.SHOWN)]] if "bm25" in found else []
+
+    many, columns = len(opened) > 1, ["", *sets.SHOWN]
+    if not many:
+        only = opened[0]
+        size = f"{figures['queries']:,} queries, {figures['passages']:,} passages"
+        title = f"{only.source.name}, {only.source.split}: {size}; ± 95 % interval"
+        console.table(title, columns, [[model, *cells(figures)], *beside("BM25", figures)])
+        return
+    rows = []
+    for name, found in figures["sets"].items():
+        rows += [[f"{name} ({found['queries']:,} queries)", *cells(found)], *beside("  BM25", found)]
+    folders = len({name.partition("/")[0] for name in figures["sets"]})
+    rows += [[f"mean of {folders}", *cells(figures)], *beside("  BM25", figures)]
+    console.table(f"{model}: {figures['queries']:,} queries, {figures['passages']:,} passages; ± 95 % interval", columns, rows)

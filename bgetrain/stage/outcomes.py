@@ -59,7 +59,7 @@ def examples(cfg: build.Config, opened: Source, held: Retrieval, vectors: embed.
         series.append((similarities[number][positive], similarities[number][other]))
     kinds = {kind: np.concatenate(each) for kind, each in zip(("positive", "negative"), zip(*series, strict=True), strict=True)}
     kinds["hard negative"] = np.concatenate([each.scores[:HARD][~each.hits[:HARD]] for each in outcomes])
-    of = f"{opened.split} of {cfg['data'].get('path') or opened.name}, {len(chosen):,} queries"
+    of = f"{opened.split} of {opened.name.rpartition('.path=')[2]}, {len(chosen):,} queries"
     facts = told(f"{of}; negatives: {len(pool):,} random passages", {"after": kinds}, {}, hardest_of(held, outcomes))
     facts["worst_queries"] = worst_of(held, outcomes)
     output.write(Path(cfg["output_dir"]) / FILE, json.dumps(facts, ensure_ascii=False, indent=1))

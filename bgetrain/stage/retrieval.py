@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bgetrain import distributed
 from bgetrain.data import tokenize as tokens
-from bgetrain.metric.ranking import score
+from bgetrain.metric import ranking as figures
 from bgetrain.search import shards
 from bgetrain.search.blocks import Ranked
 from bgetrain.sources import Retrieval, Source
@@ -23,8 +23,14 @@ Forward = Callable[..., Tensor]  # the two tensors of a chunk -> [N, D], unit ro
 
 def metrics(retrieval: Retrieval, found: Ranked, world: World) -> dict[str, float]:
     """Scores the best passages of all ranks' queries; on rank 0, empty elsewhere."""
+    scored = metrics_of_queries(retrieval, found, world)
+    return {} if world.rank else figures.mean(scored)
+
+
+def metrics_of_queries(retrieval: Retrieval, found: Ranked, world: World) -> dict[str, dict[str, float]]:
+    """Query name -> its figures, as `metric.ranking.score_each` has them; on rank 0, empty elsewhere."""
     scores, places = (distributed.gather_arrays(each, world) for each in (found.scores, found.places))
-    return {} if world.rank else score(ranking(retrieval, scores, places), retrieval.qrels)
+    return {} if world.rank else figures.score_each(ranking(retrieval, scores, places), retrieval.qrels)
 
 
 def ranking(retrieval: Retrieval, scores: np.ndarray, places: np.ndarray) -> dict[str, dict[str, float]]:
