@@ -91,6 +91,7 @@ class Config:
     examples: "NonNegativeInt"
     preflight: "bool"
     format: "Literal['table', 'json']"
+    runs: "list[str]"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

@@ -42,7 +42,7 @@ LIGHT = [
     "parts",
     *("rules", "selection", "overrides", "target"),
     "usage",
-    *("recipe", "recipe_file", "chain", "steps", "sweep", "stage.status", "planning"),
+    *("recipe", "recipe_file", "chain", "steps", "sweep", "stage.status", "stage.compare", "planning"),
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
     *("cluster.desk", "cluster.guest", "cluster.wire"),

@@ -205,7 +205,8 @@ def queries(path: Path) -> Queries | None:
     for number, line in enumerate(path.read_text("utf8").splitlines(), 1):
         try:
             row = json.loads(line)
-            found[row.pop("data"), row.pop("query")] = {name: float(value) for name, value in row.items()}
+            key = row.pop("data"), row.pop("query")
+            found[key] = {name: float(value) for name, value in row.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path}:{number}: is not a query with its figures, as stage=evaluate writes it") from error
     return found
