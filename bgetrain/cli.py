@@ -207,18 +207,27 @@ def run_rank(cfg: dict[str, Any], place: Place) -> int:
 
 def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
     """Runs the stage; returns the exit status, and whether all ranks have it."""
+    from pathlib import Path
+
     from bgetrain import distributed
+    from bgetrain.report import sessions
+    from bgetrain.report.leave import leave
+    from bgetrain.report.safely import safely
     from bgetrain.types import Interrupted
 
     try:
         state = distributed.from_first(output.claim(cfg) if world.rank == 0 else None, world)
         if state == "done":
             return 0, True
+        if world.rank == 0:
+            safely("provenance.json", lambda folder: sessions.note(folder, world), Path(cfg["output_dir"]))
         with logs(cfg, world.rank) as log:
             figures = named(cfg["stage"]["_target_"])(cfg, world, log)
         if world.rank == 0:
             output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
         distributed.barrier(world)
+        if world.rank == 0:  # the others need not wait
+            leave(Path(cfg["output_dir"]))
         return 0, True
     except Interrupted as reason:
         return interrupted(f"{reason}: the same command goes on from there") if world.rank == 0 else INTERRUPTED, True

@@ -92,6 +92,8 @@ def conclude(output_dir: str) -> None:
 def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None) -> None:
     """Writes the recipe's `result.json` and shows the ladder of its evaluations."""
     from bgetrain.logger import console
+    from bgetrain.report import ladder as page
+    from bgetrain.report.safely import safely
 
     results: dict[str, dict[str, Any]] = {step.name: output.result(step.output_dir) for step in steps}
     rungs = [step for step in steps if results[step.name].get("metrics") is not None]
@@ -99,6 +101,7 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None)
     bm25 = next((results[step.name]["bm25"] for step in rungs if "bm25" in results[step.name]), None)
     figures = {"steps": results, "ladder": ladder, **({"bm25": bm25} if bm25 else {})}
     output.finish(folder, f"recipe {name}", figures)
+    safely("report.html", page.write, Path(folder))
     if ladder:
         columns = ["ndcg@10", "mrr@10", "recall@100"]
         rows = [[rung["step"], *(rung[column] for column in columns)] for rung in ladder]

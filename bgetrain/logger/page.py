@@ -10,16 +10,26 @@ TICKS = 5
 SHOWN = 20  # places of each kind
 
 
-def check_page(report: Mapping[str, Any]) -> str:
-    """The report of stage=check as HTML."""
+def environment(*folders: Path) -> Any:
+    """Templates that escape what they show and refuse a name that is not there; all extend `base.html`.
+
+    Args:
+        folders: of templates besides the ones here.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = percent
-    environment.filters["count"] = lambda value: f"{value:,}"
-    environment.globals["bars"] = bars
-    return environment.get_template("check.html").render(report=report, shown=SHOWN)
+    loader = FileSystemLoader([*folders, Path(__file__).parent])
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters["percent"] = percent
+    made.filters["count"] = lambda value: f"{value:,}"
+    return made
+
+
+def check_page(report: Mapping[str, Any]) -> str:
+    """The report of stage=check as HTML."""
+    made = environment()
+    made.globals["bars"] = bars
+    return str(made.get_template("check.html").render(report=report, shown=SHOWN))
 
 
 def percent(ratio: float) -> str:
