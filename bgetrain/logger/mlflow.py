@@ -27,9 +27,9 @@ class Run:
         now = int(time.time() * 1000)
         self.client.log_batch(self.run_id, [Metric(allowed(name), float(value), now, step) for name, value in metrics.items()])
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, path: str) -> None:
         """Keeps a file with the run."""
-        self.client.log_artifact(self.run_id, str(path))
+        self.client.log_artifact(self.run_id, path)
 
     def close(self) -> None:
         self.client.set_terminated(self.run_id)

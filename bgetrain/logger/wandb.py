@@ -19,10 +19,10 @@ class Run:
         """Logs the figures of a step; several calls for one step come together in one row."""
         self.run.log(dict(metrics), step=step)
 
-    def artifact(self, path: Path) -> None:
+    def artifact(self, path: str) -> None:
         """Keeps a file with the run, as a version of the artifact `report-ID` for report.html."""
-        kept = self.make(f"{path.stem}-{self.run.id}", path.stem)
-        kept.add_file(str(path))
+        kept = self.make(f"{Path(path).stem}-{self.run.id}", Path(path).stem)
+        kept.add_file(path)
         self.run.log_artifact(kept)
 
     def close(self) -> None:

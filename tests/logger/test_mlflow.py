@@ -19,7 +19,7 @@ def test_figures_config_and_files_are_in_the_run(opened, tmp_path):
     log(1, {"loss": 1.5, "held_out/ndcg@10": 0.25})
     log(2, {"loss": 0.5})
     (tmp_path / "report.html").write_text("<p>all of it</p>", "utf8")
-    log.artifact(tmp_path / "report.html")
+    log.artifact(str(tmp_path / "report.html"))
     log.close()
     client, run = log.client, log.client.get_run(log.run_id)
     assert client.get_experiment(run.info.experiment_id).name == "tries"

@@ -25,7 +25,7 @@ def test_figures_and_config_are_in_the_event_files(tmp_path):
 def test_the_place_of_a_file_is_a_text(tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     log = tensorboard.start(str(tmp_path), {})
-    log.artifact(tmp_path / "report.html")
+    log.artifact(str(tmp_path / "report.html"))
     log.close()
     read = events.EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()

@@ -66,7 +66,7 @@ def test_a_file_is_kept_as_an_artifact(tmp_path):
     report.write_text("<p>all of it</p>", "utf8")
     log = logger.start(str(tmp_path), {}, "bgetrain", None, "offline")
     log(1, {"loss": 1.5})
-    log.artifact(report)
+    log.artifact(str(report))
     log.close()
     (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
     requests = [each.request.log_artifact.artifact for each in records(file) if each.request.HasField("log_artifact")]

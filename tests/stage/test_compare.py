@@ -87,7 +87,10 @@ def test_an_evaluation_without_figures_of_single_queries_is_said(tmp_path, capsy
 
 
 def test_three_runs_stand_side_by_side_and_one_that_is_not_done_has_its_last_step(tmp_path, capsys):
-    runs = [made(tmp_path / name, "pairs", lines=lines, seed_of=name, done=lines > 4) for name, lines in {"a": 10, "b": 5, "c": 4}.items()]
+    runs = [
+        made(tmp_path / name, "pairs", lines=lines, seed_of=name, done=lines > 4)
+        for name, lines in {"a": 10, "b": 5, "c": 4}.items()
+    ]
     runs.append(made(tmp_path / "d", "pairs", done=False, seed_of="d"))
     told, page = shown(capsys, *runs, page=tmp_path / "page")
     assert cells(told, "seed_of") == ["a", "b", "c", "d"]
