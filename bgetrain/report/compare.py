@@ -36,7 +36,7 @@ def write(path: Path, runs: Mapping[str, Run], tables: Sequence[Table], notes: S
 
 def drawn(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     """A picture of each figure that was logged, with a curve of each run; a run has the same colour in all."""
-    found = []
+    found: list[dict[str, Any]] = []
     for group in series.pictures([line for run in runs.values() for line in run.steps]):
         for name in group.names:
             title = group.title if len(group.names) == 1 else f"{name} (%)" if group.factor == 100.0 else name

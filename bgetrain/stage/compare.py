@@ -12,7 +12,7 @@ from bgetrain.report import read
 from bgetrain.report.tables import Table
 
 OWN = ("output_dir", "resume")  # keys whose values say nothing about what a run does
-ABOVE = ("stage", "status", "finished_at")  # of a result: no figures
+LEFT_OUT = ("stage", "status", "finished_at", "progress_ratio", "seconds_left")  # of a result or a line: no figures
 MEASURES = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
 NONE = "-"
 Queries = dict[tuple[str, str], dict[str, float]]  # (data set, query) -> its figures
@@ -114,8 +114,8 @@ def settings(sides: Sequence[Side]) -> Table:
                 rows.setdefault(key, [first] * len(sides))[place] = own
     ordered = sorted(rows, key=lambda key: output.is_free(key, sides[0].run.config))
     cells = [[key, *map(output.short, rows[key])] for key in ordered]
-    title = f"{sides[0].run.stage}: {len(cells)} settings differ" if cells else f"{sides[0].run.stage}: no setting differs"
-    return Table(title, ["", *(each.name for each in sides)], cells, 0)
+    count = f"{len(cells) or 'no'} setting{'s differ' if len(cells) > 1 else ' differs'}"
+    return Table(f"{sides[0].run.stage}: {count}", ["", *(each.name for each in sides)], cells, 0)
 
 
 def figures(sides: Sequence[Side]) -> Table:
@@ -125,8 +125,11 @@ def figures(sides: Sequence[Side]) -> Table:
     for name in dict.fromkeys(name for each in found for name in each):
         values = [each.get(name) for each in found]
         known = [value for value in values if value is not None]
-        more = [signed(known[1] - known[0]) if len(known) == 2 else NONE] if len(sides) == 2 else []
-        rows.append([name, *(NONE if value is None else console.number(value) for value in values), *more])
+        counted = all(float(value).is_integer() for value in known) and max(map(abs, known)) > 1
+        written = [int(value) if counted else float(value) for value in known]
+        more = [signed(written[1] - written[0]) if len(known) == 2 else NONE] if len(sides) == 2 else []
+        cells = iter(map(console.number, written))
+        rows.append([name, *(NONE if value is None else next(cells) for value in values), *more])
     return Table("figures", ["", *(each.name for each in sides), *(["difference"] if len(sides) == 2 else [])], rows, 0)
 
 
@@ -140,13 +143,15 @@ def numbers(run: read.Run) -> dict[str, float]:
 
     def walk(node: Mapping[str, Any], above: str) -> Iterator[tuple[str, float]]:
         for name, value in node.items():
+            if name in LEFT_OUT or (name == "sets" and len(value) == 1):  # whose figures are those of the whole
+                continue
             if isinstance(value, Mapping):
                 yield from walk(value, above if name in ("metrics", "training") else f"{above}{name}/")
             elif read.is_number(value):
                 yield f"{above}{name}", value
 
     if run.state == "done":
-        return dict(walk({name: value for name, value in run.result.items() if name not in ABOVE}, ""))
+        return dict(walk(run.result, ""))
     return dict(walk(run.steps[-1], "")) if run.steps else {}
 
 

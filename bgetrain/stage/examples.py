@@ -122,7 +122,10 @@ def sampled(cfg: build.Config, supplied: supply.Supply, subject: validation.Subj
     ends = np.cumsum(sizes)
     draw = np.random.default_rng(cfg["seed"])
     chosen = np.sort(draw.choice(ends[-1], min(cfg["examples"], int(ends[-1])), replace=False, shuffle=False))
-    rows, negatives, texts, limits = [], [], ([], [], []), ([], [], [])  # type: ignore[var-annotated]
+    rows: list[Row] = []
+    negatives: list[Sequence[str]] = []
+    texts: tuple[list[str], ...] = ([], [], [])  # queries, positives, negatives
+    limits: tuple[list[int], ...] = ([], [], [])
     for number, feed in enumerate(feeds):
         places = (chosen[np.searchsorted(ends, chosen, side="right") == number] - (ends[number] - sizes[number])).tolist()
         if supplied.held:

@@ -55,6 +55,8 @@ def test_settings_that_differ_figures_and_curves_of_two_runs(tmp_path, capsys):
     assert "output_dir" not in told
     assert told.index("optim.lr") < told.index("log_every")  # what changes nothing of the result comes last
     assert cells(told, "loss") == ["0.2000", "0.4000", "+0.2000"]
+    assert "finetune: 3 settings differ" in told
+    assert "progress_ratio" not in told
     assert cells(told, "steps") == ["10", "5", "-5"]
     assert "a/run" in told
     for text in ("a/run", "b/run", "optim.lr", "2e-05", "<svg"):
