@@ -5,7 +5,8 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import hydra
@@ -223,11 +224,11 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
             safely("provenance.json", lambda folder: sessions.note(folder, world), Path(cfg["output_dir"]))
         with logs(cfg, world.rank) as log:
             figures = named(cfg["stage"]["_target_"])(cfg, world, log)
-        if world.rank == 0:
-            output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
-        distributed.barrier(world)
-        if world.rank == 0:  # the others need not wait
-            leave(Path(cfg["output_dir"]))
+            if world.rank == 0:
+                output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
+            distributed.barrier(world)
+            if world.rank == 0:  # the others need not wait
+                leave(Path(cfg["output_dir"]))  # which loggers keep before they close
         return 0, True
     except Interrupted as reason:
         return interrupted(f"{reason}: the same command goes on from there") if world.rank == 0 else INTERRUPTED, True
@@ -251,7 +252,7 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
 
 @contextlib.contextmanager
 def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
-    """Opens the progress bar, metrics.jsonl and the chosen logger on rank 0; other ranks log nothing."""
+    """Opens the progress bar, metrics.jsonl and the chosen logger on rank 0, which keeps the report; other ranks log nothing."""
     opened: list[Any] = []
     if rank == 0:
         from pathlib import Path
@@ -270,19 +271,22 @@ def logs(cfg: dict[str, Any], rank: int) -> Iterator[Any]:
     def log(step: int, metrics: dict[str, float]) -> None:
         steps = "progress_ratio" in metrics  # figures that are no step's stand in a table of their own
         for each in [each for each in opened if steps or each is not bar]:
-            survive(opened, each, step, metrics)
+            survive(opened, each, partial(each, step, metrics))
 
     try:
         yield log
+        report = f"{cfg['output_dir']}/report.html"
+        for each in [each for each in opened if hasattr(each, "artifact") and os.path.isfile(report)]:
+            survive(opened, each, partial(each.artifact, report))
     finally:
         for each in list(opened):
-            survive(opened, each)
+            survive(opened, each, each.close)
 
 
-def survive(opened: list[Any], each: Any, *figures: Any) -> None:
-    """Hands figures to a logger, or closes it without any; one that fails is left out from then on, which is said."""
+def survive(opened: list[Any], each: Any, use: Callable[[], Any]) -> None:
+    """Hands something to a logger, or closes it; one that fails is left out from then on, which is said."""
     try:
-        each(*figures) if figures else each.close()
+        use()
     except Exception as error:  # whatever it is, figures are no reason to end a run
         opened.remove(each)
         what = trust.masked_text(f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")

@@ -88,8 +88,10 @@ class Config:
     keep: "PositiveInt"
     save_async: "bool"
     on_nonfinite: "str"
+    examples: "NonNegativeInt"
     preflight: "bool"
     format: "Literal['table', 'json']"
+    runs: "list[str]"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

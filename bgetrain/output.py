@@ -21,6 +21,7 @@ FREE = (
     "log_every",
     "save_every",
     "preflight",
+    "examples",
     "output_dir",
     "cluster",
     "logger",
@@ -57,25 +58,14 @@ LEAVES = (
     "sets",
 )
 FOLDERS = (
-    *(
-        "checkpoints",
-        "model",
-        "decoder",
-        "adapter",
-        "tokenizer",
-        "tensorboard",
-        "wandb",
-        "nonfinite",
-        "stacks",
-        "lengths",
-        ".parts",
-    ),
+    *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "mlflow"),
+    *("nonfinite", "stacks", "lengths", ".parts"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
     "sets",  # of stage=evaluate
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
-    *("report.json", "report.html", "similarity.png", "queries.jsonl"),
+    *("report.json", "report.html", "similarity.png", "examples.json", "queries.jsonl"),
 )
 
 

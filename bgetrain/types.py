@@ -272,7 +272,7 @@ class TrainState(NamedTuple):
 
 
 class Log(Protocol):
-    """Where a stage's figures go; called on rank 0 only."""
+    """Where a stage's figures go; called on rank 0 only. One with `artifact(path)` keeps files of a finished run, too."""
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records figures of one step; names are path-like, units SI."""

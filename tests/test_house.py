@@ -33,6 +33,7 @@ PLACES = {
     "faiss": {"search/index.py"},
     "hydra": {"cli.py", "config.py", "selection.py", "overrides.py"},
     "wandb": {"logger/wandb.py"},
+    "mlflow": {"logger/mlflow.py"},
     "peft": {"model/lora.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
@@ -42,7 +43,7 @@ LIGHT = [
     "parts",
     *("rules", "selection", "overrides", "target"),
     "usage",
-    *("recipe", "recipe_file", "chain", "steps", "sweep", "stage.status", "planning"),
+    *("recipe", "recipe_file", "chain", "steps", "sweep", "stage.status", "stage.compare", "planning"),
     *("output", "provenance", "owner", "lock", "trust"),
     "cluster.host",
     *("cluster.desk", "cluster.guest", "cluster.wire"),
@@ -106,7 +107,7 @@ def test_imports_go_one_way(path):
             "owner",
             "steps",
         )  # what others leave is its matter
-        stage_reads |= name_of(path) == "stage/report.py" and other in ("report", "steps")
+        stage_reads |= name_of(path) in ("stage/report.py", "stage/compare.py") and other in ("report", "steps")
         allowed = LAYERS[other] < LAYERS[own] or same_layer_allowed or stage_reads
         assert allowed, f"{path}:{line}: {own} (layer {LAYERS[own]}) imports {module} (layer {LAYERS[other]})"
 
@@ -115,7 +116,7 @@ def test_imports_go_one_way(path):
 def test_a_stage_imports_no_stage_but_what_they_share(path):
     others = {module for module, _ in imports(path) if module.startswith("bgetrain.stage.")}
     names = (
-        *("against", "build", "documents", "embed", "foreseen", "masked", "preflight"),
+        *("against", "build", "documents", "embed", "examples", "foreseen", "masked", "outcomes", "preflight"),
         *("results", "retrieval", "sets", "shapes", "supply", "told", "validation"),
     )
     shared = {f"bgetrain.stage.{name}" for name in names}
@@ -167,8 +168,8 @@ def test_what_runs_before_the_check_never_imports_torch(name):
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_every_module_imports(path):
     if path.name != "__main__.py":
-        if path.stem in ("wandb", "tensorboard"):
-            pytest.importorskip("wandb" if path.stem == "wandb" else "tensorboard")
+        if path.stem in ("wandb", "tensorboard", "mlflow"):
+            pytest.importorskip(path.stem)
         importlib.import_module(module_of(path))
 
 
@@ -278,8 +279,8 @@ COMBINED = [
 
 @pytest.mark.parametrize(("stage", "group", "option"), COMBINED, ids=lambda value: value)
 def test_every_stage_composes_and_binds_with_every_option(stage, group, option):
-    data = [] if group == "data" or stage != "evaluate" else ["data.path=x"]
-    chosen_options = [f"stage={stage}", f"{group}={option}", *data, *dummies(group, option)]
+    unset = {"evaluate": [] if group == "data" else ["data.path=x"], "compare": ["runs=[x,y]"]}.get(stage, [])
+    chosen_options = [f"stage={stage}", f"{group}={option}", *unset, *dummies(group, option)]
     cfg = OmegaConf.to_container(config.compose(chosen_options), resolve=True)
     assert isinstance(cfg, dict)
     for key, node in nodes(cfg).items():

@@ -20,6 +20,10 @@ class Events:
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
+    def artifact(self, path: str) -> None:
+        """Says where a file is, which TensorBoard itself cannot show."""
+        self.writer.add_text(Path(path).stem, f"`{Path(path).absolute()}`")
+
     def close(self) -> None:
         self.writer.close()
 

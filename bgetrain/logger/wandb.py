@@ -10,15 +10,20 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """A W&B run, and what ends W&B's own process."""
+    """A W&B run, what makes an artifact of a name and a kind, and what ends W&B's own process."""
 
-    def __init__(self, run: Any, teardown: Callable[[], None]) -> None:
-        self.run = run
-        self.teardown = teardown
+    def __init__(self, run: Any, make: Callable[[str, str], Any], teardown: Callable[[], None]) -> None:
+        self.run, self.make, self.teardown = run, make, teardown
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the figures of a step; several calls for one step come together in one row."""
         self.run.log(dict(metrics), step=step)
+
+    def artifact(self, path: str) -> None:
+        """Keeps a file with the run, as a version of the artifact `report-ID` for report.html."""
+        kept = self.make(f"{Path(path).stem}-{self.run.id}", Path(path).stem)
+        kept.add_file(path)
+        self.run.log_artifact(kept)
 
     def close(self) -> None:
         """Returns when every figure is on disk or sent."""
@@ -59,7 +64,7 @@ def start(
         )
     except wandb.Error as error:
         raise ValueError(f"logger=wandb: {error} (logger.mode=offline needs no account)") from error
-    return Run(run, wandb.teardown)
+    return Run(run, wandb.Artifact, wandb.teardown)
 
 
 def _run_id(path: Path) -> str:

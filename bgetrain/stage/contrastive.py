@@ -14,7 +14,7 @@ from bgetrain.engine import memory
 from bgetrain.engine.chunked import cached_step, chunk_seeds, inverse, single_step
 from bgetrain.engine.deepspeed import Engine
 from bgetrain.engine.window import Counts
-from bgetrain.stage import build, embed, preflight, results, supply, validation
+from bgetrain.stage import build, embed, examples, preflight, results, supply, validation
 from bgetrain.target import call
 from bgetrain.types import Chunk, Contrast, GroupBatch, LossOutput, Ragged, World
 
@@ -71,8 +71,12 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
     scoring, told = validation.scoring(cfg, source, found, subject, held, supplied.total_steps, world)
     build.announce(cfg, body, engine, supplied.sizes, facts | told, world)
     del first, texts, trial
+    look = examples.of_rows(cfg, supplied, subject, world)
+    if first_step == 1:  # a run that goes on has looked
+        look("before")
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
+    look("after")
     results.save_model(cfg, engine, body, "backbone.", source, world)
     return {"steps": int(figures["steps"]), "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
 

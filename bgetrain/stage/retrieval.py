@@ -105,6 +105,36 @@ def live(
     return Live(retrieval, queries, passages, idle, distributed.max_over_ranks(passes, world) - passes, pad_id, width)
 
 
+def embedded(
+    parts: Sequence[Tokenised],
+    idle: Ragged,
+    spare: int,
+    forward: Forward,
+    pad_id: int | None,
+    width: int,
+    world: World,
+) -> list[np.ndarray]:
+    """fp32 [n, D] for this rank's share of each of some sets of texts; the other arguments are those of `Live`."""
+
+    def made(text: Ragged, group: Tensor) -> np.ndarray:
+        chunk: Chunk | Ragged = tokens.chunk(text, group, pad_id)
+        found: np.ndarray = forward(*(build.on_device(each, world) for each in chunk)).float().cpu().numpy()
+        return found
+
+    own = []
+    with torch.no_grad():
+        for each in parts:
+            own.append(np.empty((len(distributed.share(each.total, world)), width), np.float32))
+            begin = 0
+            for text, groups in each.pieces:
+                for group in groups:
+                    own[-1][begin + group.numpy()] = made(text, group)
+                begin += len(text.lengths)
+        for _ in range(spare):
+            made(idle, torch.tensor([0]))
+    return own
+
+
 def evaluated(cfg: build.Config, held: Live, forward: Forward, world: World) -> dict[str, float]:
     """Retrieval of a model as it is now, by the `search` of the config; metrics on rank 0, empty elsewhere.
 
@@ -118,21 +148,7 @@ def evaluated(cfg: build.Config, held: Live, forward: Forward, world: World) -> 
         FloatingPointError: an embedding is not finite, on all ranks alike.
     """
 
-    def embedded(text: Ragged, group: Tensor) -> Tensor:
-        made: Chunk | Ragged = tokens.chunk(text, group, held.pad_id)
-        return forward(*(build.on_device(each, world) for each in made)).float().cpu()
-
-    own = []
-    with torch.no_grad():
-        for each in (held.queries, held.passages):
-            own.append(np.empty((len(distributed.share(each.total, world)), held.width), np.float32))
-            begin = 0
-            for text, groups in each.pieces:
-                for group in groups:
-                    own[-1][begin + group.numpy()] = embedded(text, group).numpy()
-                begin += len(text.lengths)
-        for _ in range(held.spare):
-            embedded(held.idle, torch.tensor([0]))
+    own = embedded(held[1:3], held.idle, held.spare, forward, held.pad_id, held.width, world)
     # counted before the search, which a rank that left would let hang
     bad = [int((~np.isfinite(rows).all(1)).sum()) for rows in own]
     if any(distributed.max_of_each(bad, world)):

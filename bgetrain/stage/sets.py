@@ -15,6 +15,7 @@ from bgetrain.metric import ranking, significance
 from bgetrain.model.body import Body
 from bgetrain.sources import Part, Retrieval, Source
 from bgetrain.stage import build, embed, retrieval
+from bgetrain.stage.outcomes import examples
 from bgetrain.types import World
 
 SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
@@ -117,6 +118,8 @@ def evaluated(cfg: build.Config, body: Body, sets: Sequence[Set], world: World) 
                 console.say(f"{each.name}: {len(each.retrieval.queries):,} queries, {len(each.retrieval.passages):,} passages")
             vectors = embed.embedded(cfg, body, each.source, each.retrieval, world)
             found = embed.ranked(cfg, vectors, retrieval.DEPTH, world)
+            if each is sets[0]:
+                examples(cfg, each.source, each.retrieval, vectors, found, world)
             kept = Outcome(retrieval.metrics_of_queries(each.retrieval, found, world), found.recall)
             if world.rank == 0:
                 output.write(place, json.dumps({"set": each.name, **kept._asdict()}))

@@ -60,6 +60,24 @@ def test_offline_run_holds_config_and_every_figure(tmp_path):
     assert rows == [{"_step": 1, "loss": 1.5, "evaluate/ndcg@10": 0.25}, {"_step": 2, "loss": 0.5}]
 
 
+def test_a_file_is_kept_as_an_artifact(tmp_path):
+    pytest.importorskip("wandb")
+    report = tmp_path / "report.html"
+    report.write_text("<p>all of it</p>", "utf8")
+    log = logger.start(str(tmp_path), {}, "bgetrain", None, "offline")
+    log(1, {"loss": 1.5})
+    log.artifact(str(report))
+    log.close()
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    requests = [each.request.log_artifact.artifact for each in records(file) if each.request.HasField("log_artifact")]
+    found = requests or [each.artifact for each in records(file) if each.WhichOneof("record_type") == "artifact"]
+    (kept,) = found
+    assert (kept.type, kept.name) == ("report", f"report-{log.run.id}")
+    (entry,) = kept.manifest.contents
+    assert entry.path == "report.html"
+    assert entry.size == report.stat().st_size
+
+
 def test_close_waits_for_the_process_that_writes_the_file(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     calls = []
