@@ -54,6 +54,7 @@ LEAVES = (
     "result.json",
     "counts",
     "pool",
+    "mteb",
 )
 FOLDERS = (
     *(
@@ -68,6 +69,7 @@ FOLDERS = (
         "stacks",
         "lengths",
         ".parts",
+        "mteb",
     ),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
 )

@@ -8,14 +8,14 @@ from bgetrain import distributed
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.stage import build, embed, retrieval
+from bgetrain.stage import benchmark, build, embed, retrieval
 from bgetrain.types import World
 
 SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
-    """Embeds a corpus and its queries over all ranks and scores the ranking of one split.
+    """Embeds a corpus and its queries over all ranks and scores the ranking of one split; or runs tasks of MTEB.
 
     Args:
         cfg: the resolved config, as `conf/stage/evaluate.yaml` has it.
@@ -23,14 +23,16 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         log: called on rank 0 with the metrics, as step 0.
 
     Returns:
-        `metrics`, and `bm25` where asked for.
+        `metrics`, and `bm25` where asked for; of MTEB what `benchmark.run` says.
 
     Raises:
         ValueError: data or model cannot be used as asked.
     """
     began = time.perf_counter()
     source = build.source(cfg, world)
-    open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir or data=pydocs")
+    if source.benchmark is not None:
+        return benchmark.run(cfg, source, source.benchmark, world, log)
+    open_set = build.need(source.retrieval, source, cfg, "corpus and queries", "data=beir, data=pydocs or data=mteb")
     opened, body = build.all_of(
         lambda: distributed.after_first(world, lambda: open_set(source.split)),
         lambda: build.body(cfg, source, world, masked_lm=False),
