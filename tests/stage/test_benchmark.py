@@ -106,15 +106,7 @@ def overrides(model: Path, hub: Path, out: Path, tasks: Any = tuple(TASKS)) -> l
     names = ",".join(tasks)
     data = ["data=mteb", f"data.tasks=[{names}]", f"data.folder={hub}", "data.query_max_len=24", "data.passage_max_len=24"]
     data.append(f"data.query_instruction='{INSTRUCTION}'")
-    return [
-        "stage=evaluate",
-        f"model.path={model}",
-        *data,
-        instruction,
-        "precision=fp32",
-        "chunk_tokens=512",
-        f"output_dir={out}",
-    ]
+    return ["stage=evaluate", f"model.path={model}", *data, "precision=fp32", "chunk_tokens=512", f"output_dir={out}"]
 
 
 def on_a_rank(world: Any, model: Path, hub: Path, out: Path) -> dict[str, Any]:
