@@ -31,10 +31,8 @@ def mteb(
         no_instruction_for: exceptions.
 
     Raises:
-        ValueError: nothing is named; or `folder` is none.
+        ValueError: there is no such folder.
     """
-    if not tasks and not types:
-        raise ValueError("data.tasks=[] with data.types=[] names no task: give names, e.g. data.tasks=[STS12], or types")
     place = str(existing(folder, "data.folder").resolve()) if folder is not None else None
     asked = Benchmark(tasks, types, languages, place, instruction_for, no_instruction_for)
     return Source(

@@ -16,7 +16,7 @@ def package() -> Any:
     try:
         import mteb
     except ImportError as error:
-        raise ValueError("data=mteb needs the package mteb: pip install 'bgetrain[mteb]'") from error
+        raise ValueError("data=mteb needs the package mteb, which is not installed: pip install 'bgetrain[mteb]'") from error
     return mteb
 
 

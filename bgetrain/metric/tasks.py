@@ -1,20 +1,13 @@
 """Which tasks of MTEB are meant by names, benchmarks, types and languages, and where their data is."""
 
 import copy
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from bgetrain.metric.mteb import package, quiet, task_names
+from bgetrain.mteb_names import ALIASES, plain, unknown
 from bgetrain.sources import Benchmark
-
-ALIASES = {"c-mteb": "MTEB(cmn, v1)"}  # the name that its authors gave it
-
-
-def plain(name: str) -> str:
-    """A name as it is compared: `mteb(eng,v1)` is `MTEB(eng, v1)`."""
-    return name.replace(" ", "").lower()
 
 
 def chosen(asked: Benchmark) -> list[Any]:
@@ -27,7 +20,7 @@ def chosen(asked: Benchmark) -> list[Any]:
     with quiet():
         by_name = {plain(name): name for name in task_names()}
         benchmarks = {plain(each): one for one in mteb.get_benchmarks() for each in (one.name, *(one.aliases or ()))}
-        benchmarks |= {alias: benchmarks[plain(name)] for alias, name in ALIASES.items()}
+        benchmarks |= {plain(alias): benchmarks[plain(name)] for alias, name in ALIASES.items()}
         found: dict[str, Any] = {}
         for name in asked.tasks:
             if plain(name) in by_name:
@@ -35,10 +28,7 @@ def chosen(asked: Benchmark) -> list[Any]:
             elif plain(name) in benchmarks:
                 new = list(benchmarks[plain(name)].tasks)
             else:
-                known = {**by_name, **{key: one.name for key, one in benchmarks.items()}}
-                near = difflib.get_close_matches(plain(name), known, 3, 0.5)
-                meant = f"did you mean {' or '.join(dict.fromkeys(known[each] for each in near))}?" if near else "mteb lists all"
-                raise ValueError(f"data.tasks has {name!r}, which is no task and no benchmark of mteb; {meant}")
+                raise ValueError(unknown(name, {**by_name, **{key: one.name for key, one in benchmarks.items()}}))
             found |= {task.metadata.name: task for task in new if task.metadata.name not in found}
         if not asked.tasks:
             new = mteb.get_tasks(task_types=list(asked.types), modalities=["text"], exclusive_modality_filter=True)

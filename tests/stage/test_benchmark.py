@@ -1,16 +1,16 @@
 """stage=evaluate data=mteb: real task classes of the mteb package on small data sets in the hub's layout."""
 
-import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import WORDS, sentence
+from conftest import WORDS
+from hubs import write_hub, write_set
 from ranks import run_stage
 
+from bgetrain import mteb_names
 from bgetrain.metric import benchmark
 from bgetrain.metric.averages import Score, averages
 from bgetrain.metric.tasks import chosen
@@ -27,71 +27,12 @@ TASKS = {
     "SummEval": "Summarization",
 }
 INSTRUCTION = f"{WORDS[3]} {WORDS[40]}: "
-Rows = list[dict[str, Any]]
-
-
-def write_set(folder: Path, files: dict[str, Rows]) -> None:
-    """A data set as the hub has it: `CONFIG/SPLIT.jsonl`, and a README that says which is which."""
-    lines = ["---", "configs:"]
-    for name, rows in files.items():
-        config, split = name.split("/")
-        if f"- config_name: {config}" not in lines:
-            lines += [f"- config_name: {config}", "  data_files:"]
-        lines += [f"  - split: {split}", f"    path: {name}.jsonl"]
-        (folder / config).mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf8")
-    (folder / "README.md").write_text("\n".join([*lines, "---", ""]), "utf8")
-
-
-def searched(passages: int, queries: int, *, judged: int, candidates: int) -> dict[str, Rows]:
-    """A corpus, queries that begin as a passage does, and which are relevant."""
-    corpus = [{"_id": f"d{n}", "title": WORDS[n % 90], "text": sentence(n, 12)} for n in range(passages)]
-    asked = [{"_id": f"q{n}", "text": " ".join(sentence(n, 12).split()[:3])} for n in range(queries)]
-    pairs = [
-        {"query-id": f"q{n}", "corpus-id": f"d{(n + k) % passages}", "score": 1} for n in range(queries) for k in range(judged)
-    ]
-    found = {"corpus/corpus": corpus, "queries/queries": asked, "default/test": pairs}
-    if candidates:
-        near = [[f"d{(n + k) % passages}" for k in range(candidates)] for n in range(queries)]
-        found["top_ranked/test"] = [{"query-id": f"q{n}", "corpus-ids": each} for n, each in enumerate(near)]
-    return found
-
-
-def labelled(count: int, first: int) -> Rows:
-    """Texts of four classes, of which each has words that it has more often than the others."""
-    draw = random.Random(first)
-    return [
-        {"text": " ".join([*draw.choices(WORDS[20 * (n % 4) : 20 * (n % 4) + 20], k=2), sentence(first + n, 4)]), "label": n % 4}
-        for n in range(count)
-    ]
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory) -> Path:
     """Data sets of seven tasks, one of each type, at ORG/NAME."""
-    folder = tmp_path_factory.mktemp("hub") / "mteb"
-    pairs = [(sentence(n, 8), f"{sentence(n, 8)} {sentence(50 + n, 1 + n % 7)}") for n in range(30)]
-    write_set(folder / "scifact", searched(60, 20, judged=2, candidates=0))
-    write_set(folder / "CMedQAv1-reranking", searched(40, 12, judged=2, candidates=8))
-    rows = [{"sentence1": one, "sentence2": other, "score": float(6 - n % 7)} for n, (one, other) in enumerate(pairs)]
-    write_set(folder / "biosses-sts", {"default/test": rows})
-    both = [{"sent1": one, "sent2": other, "labels": int(n % 7 < 3)} for n, (one, other) in enumerate(pairs)]
-    write_set(folder.parent / "C-MTEB" / "OCNLI", {"default/validation": both})
-    write_set(folder / "banking77", {"default/train": labelled(48, 300), "default/test": labelled(24, 700)})
-    blocks = [labelled(40, 900 + 100 * n) for n in range(2)]
-    lists = [{"sentences": [row["text"] for row in block], "labels": [row["label"] for row in block]} for block in blocks]
-    write_set(folder / "twentynewsgroups-clustering", {"default/test": lists})
-    summaries = [
-        {
-            "text": sentence(n, 12),
-            "human_summaries": [sentence(n + 70 + k, 6) for k in range(3)],
-            "machine_summaries": [sentence(n + 80 + k, 6) for k in range(4)],
-            "relevance": [1.0 + (n + k) % 4 for k in range(4)],
-        }
-        for n in range(5)
-    ]
-    write_set(folder / "summeval", {"default/test": summaries})
-    return folder.parent
+    return write_hub(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture(scope="module")
@@ -270,8 +211,6 @@ def test_names_types_and_languages_choose_tasks():
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        (asked("ScFact"), "data.tasks has 'ScFact', which is no task and no benchmark of mteb; did you mean SciFact"),
-        (asked("MTEB(cmm, v1)"), "no benchmark of mteb; did you mean MTEB\\(cmn, v1\\)"),
         (asked("SciFact", languages=["english"]), "data.languages=\\['english'\\].*ISO 639-3"),
         (asked("SciFact", types=["STS"]), "leave no task of data.tasks"),
         (asked("CIFAR10"), "data.tasks has CIFAR10, which is of image"),
@@ -281,12 +220,43 @@ def test_names_types_and_languages_choose_tasks():
             " fetch it with: hf download --repo-type dataset mteb/scifact --local-dir /none/mteb/scifact$",
         ),
     ],
-    ids=["task", "benchmark", "language", "nothing", "images", "folder"],
+    ids=["language", "nothing", "images", "folder"],
 )
 def test_what_cannot_be_meant_is_told_in_one_line(given, line):
     with pytest.raises(ValueError, match=line) as told:
         chosen(given)
     assert "\n" not in str(told.value)
+
+
+def test_every_name_of_mteb_is_known_without_importing_it():
+    import mteb
+    from mteb.get_tasks import TASK_LIST
+
+    names = [task.metadata.name for task in TASK_LIST] + [each.name for each in mteb.get_benchmarks()]
+    mteb_names.check([*names, "C-MTEB", "mteb(cmn,v1)"])
+    assert len(mteb_names.quick(mteb_names.installed())) > 0.9 * len(names)  # a typo alone reads thousands of files
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["data.tasks=[ScFact]"], "data.tasks has 'ScFact', which is no task and no benchmark of mteb; did you mean SciFact or"),
+        (["data.tasks=['MTEB(cmm, v1)']"], "no benchmark of mteb; did you mean MTEB\\(cmn, v1\\)"),
+        (["data.types=[Retreival]"], "data.types must be a list, each item Retrieval or STS or .*, got \\['Retreival'\\]"),
+        (["data.tasks=[]"], "data.tasks=\\[\\] with data.types=\\[\\] names no task"),
+        (["evaluate.bm25=true"], "evaluate.bm25=true has no effect on tasks of mteb"),
+    ],
+    ids=["task", "benchmark", "type", "none", "bm25"],
+)
+def test_a_typo_is_told_before_anything_is_started(words, line):
+    with pytest.raises(ValueError, match=line):
+        run_config("data=mteb", *words)
+
+
+def test_a_missing_package_is_told_in_one_line(monkeypatch):
+    monkeypatch.setattr(mteb_names, "installed", lambda: None)
+    with pytest.raises(ValueError, match="data=mteb needs the package mteb, which is not installed: pip install 'bgetrain"):
+        run_config("data=mteb")
 
 
 def test_means_are_over_tasks_over_types_and_of_each_type_in_order():
