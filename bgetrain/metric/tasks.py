@@ -77,15 +77,16 @@ def in_folder(tasks: Sequence[Any], folder: str) -> list[Any]:
     Raises:
         ValueError: one is not there; names all that are missing, where the first was looked for and how to fetch it.
     """
-    missing = {part.metadata.dataset["path"]: task for task in tasks for part in parts(task)}
-    missing = {path: task for path, task in missing.items() if not Path(folder, path).is_dir()}
+    missing = {part.metadata.dataset["path"]: (part, task) for task in tasks for part in parts(task)}
+    missing = {path: found for path, found in missing.items() if not Path(folder, path).is_dir()}
     if missing:
-        path, task = next(iter(missing.items()))
+        path, (part, task) = next(iter(missing.items()))
+        place, revision = Path(folder, path), part.metadata.dataset["revision"]
         more = list(missing)[1:]
         also = f", nor {', '.join(more[:5])}{f' and {len(more) - 5} more' if len(more) > 5 else ''}" if more else ""
         raise ValueError(
-            f"data.folder={folder} has no {path}, which {task.metadata.name} reads{also}: {Path(folder, path)} is no folder; "
-            f"fetch it with: hf download --repo-type dataset {path} --local-dir {Path(folder, path)}"
+            f"data.folder={folder} has no {path}, which {task.metadata.name} reads{also}: {place} is no folder; fetch it with: "
+            f"hf download --repo-type dataset {path} --revision {revision} --local-dir {place}"
         )
     return [here(task, folder) for task in tasks]
 
