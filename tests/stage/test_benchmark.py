@@ -217,8 +217,8 @@ def test_names_types_and_languages_choose_tasks():
         (asked("CIFAR10"), "data.tasks has CIFAR10, which is of image"),
         (
             asked("SciFact", "CQADupstackRetrieval", folder="/none"),
-            "data.folder=/none has no mteb/scifact, which SciFact reads, nor .* and 7 more: /none/mteb/scifact is no folder; fetch it"
-            " with: hf download --repo-type dataset mteb/scifact --revision [0-9a-f]{40} --local-dir /none/mteb/scifact$",
+            "data.folder=/none has no mteb/scifact, which SciFact reads, nor .* and 7 more: /none/mteb/scifact is no folder; "
+            "fetch it with: hf download --repo-type dataset mteb/scifact --revision [0-9a-f]{40} --local-dir /none/mteb/scifact$",
         ),
     ],
     ids=["language", "nothing", "images", "folder"],
