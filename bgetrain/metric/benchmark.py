@@ -1,6 +1,6 @@
 """What tasks of MTEB say of a model, through the `mteb` package."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,6 +124,20 @@ def is_done(task: Any, model: Model, cache: Any) -> bool:
     return found is not None and found.is_mergeable(task) and not found.get_missing_evaluations(task)
 
 
+def check(held: Mapping[str, Any], splits: Sequence[str]) -> None:
+    """Holds what was read against the splits that are scored.
+
+    Raises:
+        ValueError: one is not there, or has no rows.
+    """
+    for split in splits:
+        if split not in held:
+            raise ValueError(f"it has no split {split}; there are: {', '.join(map(str, held))}")
+        rows = held[split]
+        if any(len(each) == 0 for each in ([rows["queries"], rows["corpus"]] if isinstance(rows, dict) else [rows])):
+            raise ValueError(f"its split {split} is empty")
+
+
 def load(task: Any) -> None:
     """Reads the data of a task.
 
@@ -133,11 +147,8 @@ def load(task: Any) -> None:
     path = task.metadata.dataset["path"]
     try:
         task.load_data()
-        for each in task.hf_subsets:
-            held = task.dataset.get(each, task.dataset)
-            lacking = [split for split in task.eval_splits if split not in held]
-            if lacking:
-                raise ValueError(f"has no split {lacking[0]}; there are: {', '.join(map(str, held))}")
+        for each in task.hf_subsets if task.dataset else ():  # some tasks keep theirs elsewhere until they are run
+            check(task.dataset.get(each, task.dataset), task.eval_splits)
     except Exception as error:  # whatever a format, a network or a script of the hub raises
         remedy = "" if Path(path).is_absolute() else "; without a network point data.folder=DIR at a copy, DIR/ORG/NAME"
         words = " ".join(str(error).split())[:300] or type(error).__name__

@@ -105,7 +105,7 @@ def test_scores_of_all_types_are_those_of_mteb_with_sentence_transformers(alone,
 def test_two_ranks_score_as_one_and_share_the_texts(alone, hub, model_folder, spawn, tmp_path):
     first, second = spawn(2, on_a_rank, model_folder, hub, tmp_path / "out")
     assert scores_of(first) == pytest.approx(scores_of(alone[1]), abs=1e-4)
-    assert sum(second["texts"]) > 300
+    assert sum(second["texts"]) > 200
     assert all(one - other in (0, 1) for one, other in zip(first["texts"], second["texts"], strict=False))
     assert not second["imported"]
 
@@ -138,7 +138,7 @@ def test_a_task_whose_data_cannot_be_read_leaves_the_others_done(world, hub, mod
     write_set(tmp_path / "hub/mteb/biosses-sts", {"default/test": []})
     write_set(tmp_path / "hub/mteb/summeval", {"default/train": [{"text": "a"}]})
     with pytest.raises(
-        ValueError, match=r"^BIOSSES: .*hub/mteb/biosses-sts cannot be read: .*\(and 1 more\); 1 of 3 tasks"
+        ValueError, match=r"^BIOSSES: .*hub/mteb/biosses-sts cannot be read: its split test is empty \(and 1 more\); 1 of 3 tasks"
     ) as told:
         run_stage(world, overrides(model_folder, tmp_path / "hub", tmp_path / "out", ["BIOSSES", "SummEval", "Ocnli"]))
     assert "\n" not in str(told.value)
