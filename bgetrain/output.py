@@ -56,10 +56,11 @@ LEAVES = (
     "counts",
     "pool",
     "sets",
+    "mteb",
 )
 FOLDERS = (
     *("checkpoints", "model", "decoder", "adapter", "tokenizer", "tensorboard", "wandb", "mlflow"),
-    *("nonfinite", "stacks", "lengths", ".parts"),
+    *("nonfinite", "stacks", "lengths", ".parts", "mteb"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
     "sets",  # of stage=evaluate
 )

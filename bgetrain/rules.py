@@ -4,9 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bgetrain import trust
+from bgetrain import mteb_names, trust
 from bgetrain.cluster import queue
 
+MTEB = "bgetrain.data.mteb.mteb"
 SKIP = re.compile(r"skip\(([1-9]\d*)\)", re.ASCII)
 
 # options of sbatch that job.sbatch stands on, and what decides them
@@ -67,6 +68,8 @@ def across(cfg: dict[str, Any]) -> None:
         mining(cfg["mine"])
     if "every" in cfg.get("evaluate", {}):
         evaluating(cfg["evaluate"])
+    if cfg.get("data", {}).get("_target_") == MTEB:
+        benchmark(cfg["data"], cfg.get("evaluate", {}))
 
 
 def scheduling(cfg: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
@@ -124,6 +127,15 @@ def evaluating(asked: dict[str, Any]) -> None:
             f"evaluate.every={asked['every']} has nothing to evaluate: set evaluate.held_out, or evaluate.split and, where the "
             "training data has no corpus and queries, evaluate.path"
         )
+
+
+def benchmark(data: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Rules of data=mteb."""
+    if not data["tasks"] and not data["types"]:
+        raise ValueError("data.tasks=[] with data.types=[] names no task: give names, e.g. data.tasks=[STS12], or types")
+    if asked.get("bm25"):
+        raise ValueError("evaluate.bm25=true has no effect on tasks of mteb, which BM25 does not embed: leave it out")
+    mteb_names.check(data["tasks"])
 
 
 def updates_left_out(on_nonfinite: str) -> int:

@@ -154,6 +154,26 @@ class Mix(NamedTuple):
     power: float
 
 
+class Benchmark(NamedTuple):
+    """Tasks of MTEB (Muennighoff et al. 2023, arXiv:2210.07316), and which of them take an instruction.
+
+    Attributes:
+        tasks: names of tasks and of benchmarks; empty: all of `types`.
+        types: of tasks, e.g. Retrieval; empty: all.
+        languages: ISO 639-3 codes, e.g. eng or cmn-Hans; subsets in others are left out; empty: all.
+        folder: has each data set at FOLDER/ORG/NAME, as the hub has it; None: they come from the hub or its cache.
+        instruction_for: types, or names with wildcards, of the tasks whose queries get the instruction.
+        no_instruction_for: the same of those that get none though they are of such a type.
+    """
+
+    tasks: Sequence[str]
+    types: Sequence[str]
+    languages: Sequence[str]
+    folder: str | None
+    instruction_for: Sequence[str]
+    no_instruction_for: Sequence[str]
+
+
 class Source(NamedTuple):
     """A set of data as a `data=` option opens it; what it has not is None.
 
@@ -171,6 +191,7 @@ class Source(NamedTuple):
         scan: reads part i of n (0 <= i < n) of the rows as the files have them, in their order and without a cache; what
             cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
         mix: the sources that it is made of; None: it is one.
+        benchmark: tasks that a model is evaluated on, each with data and figures of its own.
     """
 
     name: str
@@ -185,3 +206,4 @@ class Source(NamedTuple):
     missing_negatives: str
     scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
     mix: Mix | None = None
+    benchmark: Benchmark | None = None

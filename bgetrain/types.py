@@ -22,6 +22,10 @@ Column = str | int | list[str | int]
 OnBadRow = Literal["stop", "skip"]
 MissingNegatives = Literal["random", "refuse"]
 Pooling = Literal["cls", "mean", "last"]
+TaskType = Literal[
+    "Retrieval", "STS", "PairClassification", "Classification", "Reranking", "Clustering", "Summarization",
+    "BitextMining", "MultilabelClassification", "InstructionRetrieval", "InstructionReranking",
+]  # fmt: skip
 Directions = Literal["forward", "both", "joint"]
 Teacher = Literal["none", "group", "batch"]
 

@@ -9,12 +9,12 @@ from bgetrain import output
 from bgetrain.logger import console
 from bgetrain.metric.ranking import score
 from bgetrain.search.bm25 import bm25
-from bgetrain.stage import against, build, retrieval, sets
+from bgetrain.stage import against, benchmark, build, retrieval, sets
 from bgetrain.types import World
 
 
 def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, float]], None]) -> dict[str, Any]:
-    """Embeds corpora and their queries over all ranks and scores the ranking of one split of each.
+    """Embeds corpora and their queries over all ranks and scores the ranking of one split of each; or runs tasks of MTEB.
 
     Args:
         cfg: the resolved config, as `conf/stage/evaluate.yaml` has it.
@@ -23,12 +23,15 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
 
     Returns:
         `metrics` and their `intervals`, means over the sets; `sets` has those of each; `bm25` and `compare` where asked for.
+        Of MTEB what `benchmark.run` says.
 
     Raises:
         ValueError: data or model cannot be used as asked.
     """
     began = time.perf_counter()
     source = build.source(cfg, world)
+    if source.benchmark is not None:
+        return benchmark.run(cfg, source, source.benchmark, world, log)
     opened, body = build.all_of(
         lambda: sets.opened(cfg, source, world),
         lambda: build.body(cfg, source, world, masked_lm=False),
