@@ -70,6 +70,7 @@ FOLDERS = (
         ".parts",
     ),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
+    "vectors",
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),

@@ -34,6 +34,9 @@ PLACES = {
     "hydra": {"cli.py", "config.py", "selection.py", "overrides.py"},
     "wandb": {"logger/wandb.py"},
     "peft": {"model/lora.py"},
+    "onnx": {"model/onnx.py"},
+    "onnxscript": {"model/onnx.py"},
+    "onnxruntime": {"model/onnx.py"},
 }
 # Before the config is checked nothing may import torch: these never do so at module level, nor what they import.
 LIGHT = [
