@@ -80,7 +80,8 @@ def shape(model: Path) -> dict[str, Any]:
     """Of a `model/` folder, what its files say: kind, width, layers, parameters, dtype, pooling, prompts, length."""
     config = read(model / "config.json")
     pooling = read(model / "1_Pooling/config.json")
-    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+    flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+    word = {"mean": "mean", "lasttoken": "last"}.get(str(pooling.get("pooling_mode")), "cls")  # sentence-transformers 6 has one
     whole = read(model / "config_sentence_transformers.json")
     length = read(model / "sentence_bert_config.json").get("max_seq_length")
     parameters, dtype = weights_of(model)
@@ -90,7 +91,7 @@ def shape(model: Path) -> dict[str, Any]:
         "layers": config.get("num_hidden_layers"),
         "parameters": parameters,
         "dtype": dtype,
-        "pooling": next((mode for key, mode in modes.items() if pooling.get(key)), "cls"),
+        "pooling": next((mode for key, mode in flags.items() if pooling.get(key)), word),
         "instruction": (whole.get("prompts") or {}).get("query") or "",
         "truncate_dim": whole.get("truncate_dim"),
         "max_len": length or config.get("max_position_embeddings") or 512,
