@@ -116,8 +116,15 @@ def save(target: Path, made: Body, asked: Wanted, *, source: str | None, keys: d
         ValueError: a file of the source is neither here nor on the hub.
     """
     weights: dict[str, Tensor] = {**made.backbone.state_dict(), **made.unused}
-    options = {"pooling": made.pooling, "max_len": made.max_positions, "query_instruction": query_instruction}
-    folder.save(target, made.backbone, weights, made.tokenizer, **options)
+    folder.save(
+        target,
+        made.backbone,
+        weights,
+        made.tokenizer,
+        pooling=made.pooling,
+        max_len=made.max_positions,
+        query_instruction=query_instruction,
+    )
     if source is not None:
         pooling = POOLING if keys.get("pooling") == "auto" else ()
         take(source, target, (*SENTENCES, *pooling, *(TOKENIZER if keys.get("tokenizer") is None else ())))
