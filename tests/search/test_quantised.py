@@ -1,4 +1,4 @@
-"""Vectors of fewer bits and numbers, against sentence-transformers' own functions, and over blocks of two ranks."""
+"""Vectors of fewer bits and numbers, against sentence-transformers' own functions; two ranks are in stage/test_export.py."""
 
 import numpy as np
 import pytest
@@ -42,20 +42,17 @@ def test_a_number_that_never_changes_is_no_division_by_zero(world):
 
 
 def search(world, rescore: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places by bits alone and after scoring anew, of all ranks' queries; blocks of 16, so that each rank has some."""
-    from bgetrain import distributed
-
-    shards.BLOCK = 16
+    """Scores by bits alone, places after scoring anew."""
     queries, passages = held(unit(2, 9, 64), world), held(unit(3, 100, 64), world)
     bits = [quantised.changed(each, quantised.signs, 64) for each in (queries, passages)]
     found = exact(*bits, 10 * rescore, query_block=4, passage_block=8, world=world, advance=lambda _: None)
     again = quantised.rescored(found, queries, bits[1], 10, world)
-    return distributed.gather_arrays(found.scores, world), distributed.gather_arrays(again.places, world)
+    return found.scores, again.places
 
 
 @pytest.fixture
 def blocks(monkeypatch):
-    monkeypatch.setattr(shards, "BLOCK", shards.BLOCK)
+    monkeypatch.setattr(shards, "BLOCK", 16)
 
 
 def test_bits_are_searched_by_hamming_distance_and_scored_anew_as_sentence_transformers_does(world, blocks):
@@ -76,12 +73,6 @@ def test_only_what_bits_have_found_is_scored_anew(world, blocks):
     np.testing.assert_array_equal(np.sort(few, axis=1), np.sort(nearest, axis=1))
     exact_scores = np.take_along_axis(queries @ np.where(passages > 0, 1, -1).T.astype(np.float32), few, axis=1)
     assert (np.diff(exact_scores, axis=1) <= 1e-6).all()
-
-
-def test_two_ranks_find_what_one_finds(world, blocks, spawn):
-    alone = search(world, 2)
-    for each in spawn(2, search, 2):
-        np.testing.assert_array_equal(each[1], alone[1])
 
 
 def test_a_shortened_row_is_the_first_numbers_at_length_one(world):

@@ -82,8 +82,9 @@ def test_sentence_transformers_loads_it_and_finds_prompts_pooling_and_length_of_
 
     ours, theirs = (SentenceTransformer(str(each), device="cpu") for each in (exported[0] / "model", source))
     texts = ["ban bur best", "kin", "lun dor fast gir " * 12]
-    cosines = (ours.encode(texts, convert_to_tensor=True).float() * theirs.encode(texts, convert_to_tensor=True)).sum(1)
-    assert (cosines > 0.9999).all()  # fp16
+    assert next(ours.parameters()).dtype == torch.float16
+    cosines = (ours.float().encode(texts, convert_to_tensor=True) * theirs.encode(texts, convert_to_tensor=True)).sum(1)
+    assert (cosines > 0.9999).all()  # the weights are rounded
     assert (ours.prompts, ours.max_seq_length) == (theirs.prompts, theirs.max_seq_length)
     for name in (
         "tokenizer.json",
