@@ -66,6 +66,7 @@ class Config:
     mine: "Mapping[str, Any]"
     filter: "Mapping[str, Any]"
     evaluate: "Mapping[str, Any]"
+    export: "Mapping[str, Any]"
     check: "Mapping[str, Any]"
     plan: "Mapping[str, Any]"
     split: "Mapping[str, Any]"

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, asked once: its libraries would try five times for each file, half a minute in all."""
+"""The Hugging Face hub: whether it answers, asked once, for its libraries would try half a minute; and uploads to it."""
 
 import queue
 import ssl
@@ -7,6 +7,8 @@ import threading
 import urllib.error
 import urllib.request
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 SILENT = "it does not answer, or HF_HUB_OFFLINE is set"
 SECONDS = 8.0  # longest wait for the first answer
@@ -52,3 +54,73 @@ def answers(endpoint: str) -> bool:
         return answer.get(timeout=SECONDS)
     except queue.Empty:
         return False
+
+
+class File(NamedTuple):
+    """A file that would be uploaded: its path in the repository, and bytes."""
+
+    name: str
+    bytes: int
+
+
+def listing(folder: Path) -> list[File]:
+    """The files of a folder as `push` uploads them, sorted; hidden ones are left out."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder) for path in found]
+    return sorted(
+        File(name.as_posix(), path.stat().st_size)
+        for name, path in zip(names, found, strict=True)
+        if not any(part.startswith(".") for part in name.parts)
+    )
+
+
+def check_push(repository: str, *, online: bool) -> None:
+    """Refuses what cannot be uploaded to, before anything is done for it.
+
+    Args:
+        repository: ORGANISATION/NAME.
+        online: also ask whether the hub answers.
+
+    Raises:
+        ValueError: a name that the hub would refuse, or no hub.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise ValueError(f"export.push_to={repository}: {' '.join(str(error).split())}") from error
+    if repository.count("/") != 1:
+        raise ValueError(f"export.push_to={repository}: give ORGANISATION/NAME, as in the address of the model on the hub")
+    if online and not settle():
+        raise ValueError(
+            f"export.push_to={repository}: the hub cannot be reached ({SILENT}); export.dry_run=true lists what would be "
+            "uploaded, export.push_to=null exports to the folder alone"
+        )
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Uploads a folder in one commit, into a repository that is made where there is none.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        ValueError: the hub refuses, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Export by bgetrain", ignore_patterns=[".*", "*/.*"]
+        )
+    except (HfHubHTTPError, OSError) as error:  # among them a missing token, a refused one, a connection that broke
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"export.push_to={repository}: not uploaded ({reason}); `hf auth login` signs in, and the same command goes on"
+        ) from error
+    return str(done)

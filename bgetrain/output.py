@@ -63,6 +63,7 @@ FOLDERS = (
     *("nonfinite", "stacks", "lengths", ".parts", "mteb"),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
     "sets",  # of stage=evaluate
+    "vectors",
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),

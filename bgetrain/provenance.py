@@ -1,7 +1,10 @@
 """With what versions a run was made, and where."""
 
+import os
 import platform
+import re
 import subprocess
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,31 @@ def versions() -> dict[str, Any]:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
-    return {"python": platform.python_version(), "platform": platform.platform(), "packages": found, "git": git_hash()}
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": found,
+        "git": git_hash(),
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> str:
+    """The GPUs and processors of this machine in words, as the kernel lists them."""
+    gpus = Counter(
+        name for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")) for name in listed(path, "Model")[:1]
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    models = "".join(f" ({name})" for name in listed(Path("/proc/cpuinfo"), "model name")[:1])
+    return ", ".join([*(f"{count} x {name}" for name, count in gpus.items()), f"{cores} cores{models}"])
+
+
+def listed(path: Path, key: str) -> list[str]:
+    """The values of `key : value` lines; none where the kernel has no such file."""
+    try:
+        return re.findall(rf"(?m)^{key}\s*:\s*(.+?)\s*$", path.read_text("utf8", "replace"))
+    except OSError:
+        return []
 
 
 def git_hash() -> str | None:
