@@ -119,6 +119,13 @@ class Embedder:
         self._workers: list[crew.Worker] = []
         self._end = weakref.finalize(self, crew.stop, self._workers)  # also when Python ends
 
+    @classmethod
+    def from_finetuned(cls, model_name_or_path: str, model_class: str | None = None, **options: Any) -> "Embedder":
+        """As FlagAutoModel has it; of its model classes there is encoder-only-base alone."""
+        if model_class not in (None, "encoder-only-base"):
+            raise ValueError(f"model_class={model_class!r}: only encoder-only-base is served")
+        return cls(model_name_or_path, **{name: value for name, value in options.items() if value is not None})
+
     @property
     def model(self) -> Any:
         """The transformers model of this process."""

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from bgetrain.cluster import crew
 from bgetrain.data import tokenize as tokens
-from bgetrain.loading import Ready, Settings
+from bgetrain.loading import Ready, Settings, load
 from bgetrain.search import encode
 from bgetrain.types import Ragged
 
@@ -181,7 +181,7 @@ def answers(worker: crew.Worker, plan: Plan, pieces: Pieces) -> Iterator[tuple[n
 
 def work(connection: Connection, settings: Settings) -> None:
     """What a process of another device does: pieces in, vectors out, until nobody is there any more."""
-    ready = loading.load(settings)
+    ready = load(settings)
     while True:
         plan: Plan = connection.recv()
 
