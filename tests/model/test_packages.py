@@ -31,7 +31,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in made.backbone.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter += 0.5 * torch.randn_like(parameter)
     assert max(tokenize(made.tokenizer, TEXTS, 64).lengths) > LONGEST  # and leaves a limit behind, as training does
     root, weights = tmp_path_factory.mktemp("packages"), {**made.backbone.state_dict(), **made.unused}
     for pooling in POOLINGS:
@@ -40,12 +40,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     return {pooling: root / pooling for pooling in POOLINGS}
 
 
-def by_transformers(path: Path, texts: list[str], pooling: str) -> np.ndarray:
+def by_transformers(path: Path, texts: list[str], pooling: str, longest: int = LONGEST) -> np.ndarray:
     """As a model card tells it to those without any of the other packages."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer, encoder = AutoTokenizer.from_pretrained(path), AutoModel.from_pretrained(path).eval()
-    batch = tokenizer(texts, padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=longest, return_tensors="pt")
     with torch.no_grad():
         states = encoder(**batch).last_hidden_state
     mask = batch["attention_mask"]
@@ -73,8 +73,8 @@ def test_every_package_gives_the_vectors_of_embedder(folders, pooling, tmp_path)
     ours = bgetrain.Embedder(path)
     passages, queries = ours.encode_corpus(TEXTS), ours.encode_queries(TEXTS)
     cosines = passages @ passages.T
-    assert np.median(cosines[~np.eye(len(TEXTS), dtype=bool)]) < 0.9, "texts that all look alike would show nothing"
-    assert ((passages * queries).sum(1) < 0.999).all()
+    assert np.median(cosines[~np.eye(len(TEXTS), dtype=bool)]) < 0.95, "texts that all look alike would show nothing"
+    assert np.median((passages * queries).sum(1)) < 0.99
     alike(passages, by_transformers(folders[pooling], TEXTS, pooling))
     alike(queries, by_transformers(folders[pooling], [QUERY + text for text in TEXTS], pooling))
 
@@ -144,13 +144,15 @@ def test_no_limit_of_training_stays_in_the_tokenizer(folders):
     assert "max_length" not in json.loads((folders["cls"] / "tokenizer_config.json").read_text("utf8"))
 
 
-def test_what_a_real_run_leaves_is_such_a_folder(model_folder, beir_folder, tmp_path):
+def trained(world, overrides: list[str]) -> None:
     from ranks import run_stage
+
+    run_stage(world, overrides)
+
+
+def test_what_a_real_run_leaves_is_such_a_folder(model_folder, beir_folder, tmp_path, spawn):
     from sentence_transformers import SentenceTransformer
 
-    from bgetrain import distributed
-
-    world = distributed.start(0, 1, 0, 1, 1.0)
     data = [
         "data=beir",
         f"data.path={beir_folder}",
@@ -160,19 +162,10 @@ def test_what_a_real_run_leaves_is_such_a_folder(model_folder, beir_folder, tmp_
     ]
     sizes = ["global_batch=8", "group_size=1", "total_steps=2", "precision=fp32", "optim.lr=1e-3"]
     overrides = ["stage=finetune", "model=pretrained", f"model.path={model_folder}", "model.pooling=mean", *data, *sizes]
-    run_stage(world, [*overrides, f"output_dir={tmp_path}/out"])
+    spawn(1, trained, [*overrides, f"output_dir={tmp_path}/out"])
     texts = [sentence(seed, 40) for seed in range(8)]
     ours, theirs = bgetrain.Embedder(tmp_path / "out/model"), SentenceTransformer(str(tmp_path / "out/model"), device="cpu")
     alike(ours.encode_corpus(texts), theirs.encode_document(texts))
     alike(ours.encode_queries(texts), theirs.encode_query(texts))
-    alike(ours.encode_queries(texts), by_transformers_cut(tmp_path / "out/model", ["find " + text for text in texts], 24))
+    alike(ours.encode_queries(texts), by_transformers(tmp_path / "out/model", ["find " + text for text in texts], "mean", 24))
     assert ((ours.encode(texts) * bgetrain.Embedder(model_folder, pooling_method="mean").encode(texts)).sum(1) < 0.9999).any()
-
-
-def by_transformers_cut(path: Path, texts: list[str], longest: int) -> np.ndarray:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(path)
-    assert max(len(ids) for ids in tokenizer(texts)["input_ids"]) > longest
-    cut = [tokenizer.decode(tokenizer(text, truncation=True, max_length=longest)["input_ids"][1:-1]) for text in texts]
-    return by_transformers(path, cut, "mean")
