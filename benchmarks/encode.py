@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=256, help="tokens, of all three")
     parser.add_argument("--batch-size", type=int, help="of the peers; without it their defaults, 32 and 256")
     parser.add_argument("--batch-tokens", type=int, help="of bgetrain; without it its default")
+    parser.add_argument("--only", default="sentence-transformers,FlagEmbedding", help="peers, by commas")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     texts = passages(options.data, options.passages)
@@ -48,7 +49,7 @@ def main() -> None:
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(options.rounds):
         names = list(sides)
-        for name in names[number % 3 :] + names[: number % 3]:
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             began, spent = time.perf_counter(), time.process_time()
             sides[name](texts)
             wall[name].append(time.perf_counter() - began)
@@ -80,27 +81,29 @@ def bundled() -> str:
 
 
 def made(options: argparse.Namespace, path: str) -> dict[str, Encode]:
-    """The three, each as its users call it, all in fp32 on the CPU."""
+    """Each as its users call it, all in fp32 on the CPU."""
     import torch
-    from FlagEmbedding import FlagModel
-    from sentence_transformers import SentenceTransformer
 
     from bgetrain import Embedder
 
     torch.set_num_threads(options.threads)
     ours = Embedder(path, devices="cpu", passage_max_length=options.max_length, batch_tokens=options.batch_tokens)
     pooling: Any = ours._local.encoder.module.pooling
-    theirs = SentenceTransformer(path, device="cpu")
-    theirs.max_seq_length = options.max_length
+    sides: dict[str, Encode] = {"bgetrain": ours.encode_corpus}
     size = {} if options.batch_size is None else {"batch_size": options.batch_size}
-    flag = FlagModel(
-        path, devices="cpu", use_fp16=False, pooling_method=pooling, passage_max_length=options.max_length, **size
-    )  # their instruction and prompts are not used on passages
-    return {
-        "bgetrain": ours.encode_corpus,
-        "sentence-transformers": lambda texts: theirs.encode(texts, show_progress_bar=False, **size),
-        "FlagEmbedding": flag.encode_corpus,
-    }
+    if "sentence-transformers" in options.only:
+        from sentence_transformers import SentenceTransformer
+
+        theirs = SentenceTransformer(path, device="cpu")
+        theirs.max_seq_length = options.max_length
+        sides["sentence-transformers"] = lambda texts: theirs.encode(texts, show_progress_bar=False, **size)
+    if "FlagEmbedding" in options.only:
+        from FlagEmbedding import FlagModel
+
+        lengths = {"passage_max_length": options.max_length}
+        flag = FlagModel(path, devices="cpu", use_fp16=False, pooling_method=pooling, **lengths, **size)
+        sides["FlagEmbedding"] = flag.encode_corpus
+    return sides
 
 
 if __name__ == "__main__":
