@@ -21,6 +21,7 @@ LAYERS = {
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3, "forecast": 3,
     "stage": 4, "config": 4, "parts": 4, "rules": 4, "selection": 4, "overrides": 4, "recipe": 4, "output": 4, "usage": 4,
+    "embedder": 4, "encoding": 4, "loading": 4,
     "recipe_file": 4, "chain": 4, "steps": 4, "sweep": 4, "provenance": 4, "owner": 4, "lock": 4, "trust": 4, "planning": 4,
     "report": 4, "card": 4, "card_facts": 4,
     "cli": 5,

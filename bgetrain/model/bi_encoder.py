@@ -18,10 +18,14 @@ class BiEncoder(nn.Module):
         pooling: cls | mean | last.
         packed: chunks are texts laid end to end; else padded.
         learnable_temperature: with a parameter that the loss reads, returned by each call.
+        normalized: False: vectors keep their lengths; never in training.
     """
 
-    def __init__(self, backbone: nn.Module, pooling: str, *, packed: bool, learnable_temperature: bool = False) -> None:
+    def __init__(
+        self, backbone: nn.Module, pooling: str, *, packed: bool, learnable_temperature: bool = False, normalized: bool = True
+    ) -> None:
         super().__init__()
+        self.normalized = normalized
         # a shift of log(1 / temperature) from its first value: near 0 bf16 is fine enough for it; deepspeed wants a dimension
         self.temperature_shift = nn.Parameter(torch.zeros(1)) if learnable_temperature else None
         self.backbone, self.pooling, self.packed = backbone, pooling, packed
@@ -37,7 +41,7 @@ class BiEncoder(nn.Module):
                 or None.
 
         Returns:
-            fp32 [sum of N, D], each row of length 1.
+            fp32 [sum of N, D], each row of length 1 where `normalized`.
             [1], the temperature's shift; None where it is not learnt.
         """
         embeddings = []
@@ -53,7 +57,7 @@ class BiEncoder(nn.Module):
             else:
                 states = self.backbone(input_ids=ids, attention_mask=other).last_hidden_state  # [N, L, D]
                 pooled = pool(states, other, self.pooling)
-            embeddings.append(F.normalize(pooled.float(), dim=-1))
+            embeddings.append(F.normalize(pooled.float(), dim=-1) if self.normalized else pooled.float())
         # a copy: ZeRO-3 takes the parameter itself away after the call
         shift = None if self.temperature_shift is None else self.temperature_shift * 1.0
         return torch.cat(embeddings), shift

@@ -1,9 +1,9 @@
-"""The `model/` folder: loads in transformers' AutoModel and in SentenceTransformer alike."""
+"""The `model/` folder: loads in transformers, sentence-transformers and what is built on them alike."""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +13,59 @@ MODULES = [
     {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
     {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
 ]
-POOLING_KEYS = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
+# flags, not the one word of sentence-transformers 6, which reads them as well: text-embeddings-inference knows flags alone, and
+# before 1.3 refuses a file without one of the first four (router/src/lib.rs, PoolConfig)
+POOLING_KEYS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": None,
+    "pooling_mode_mean_sqrt_len_tokens": None,
+    "pooling_mode_lasttoken": "last",
+}
+
+
+class Facts(NamedTuple):
+    """What a folder says of the use of its model.
+
+    Attributes:
+        prompts: name -> what is put before a text of that kind.
+        max_len: tokens at which texts are cut; None: it does not say.
+        lower_case: whether texts become lower case before they are tokenised, whatever the tokenizer does.
+    """
+
+    prompts: dict[str, str]
+    max_len: int | None
+    lower_case: bool
+
+
+def facts(folder: Path) -> Facts:
+    """Reads sentence-transformers' files, as its 5.x and 6.x write them; a folder without them says nothing.
+
+    Raises:
+        ValueError: one of them is damaged.
+    """
+
+    def read(name: str) -> dict[str, Any]:
+        file = folder / name
+        if not file.is_file():
+            return {}
+        try:
+            found = json.loads(file.read_text("utf8"))
+        except ValueError as error:
+            raise ValueError(f"{file}: is damaged ({error})") from error
+        if not isinstance(found, dict):
+            raise ValueError(f"{file}: must be an object of names and values, got {type(found).__name__}")
+        return found
+
+    transformer = read("sentence_bert_config.json")
+    prompts = read("config_sentence_transformers.json").get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(each, str | None) for each in prompts.values()):
+        raise ValueError(f"{folder / 'config_sentence_transformers.json'}: prompts must be texts by name, got {prompts!r}")
+    longest = transformer.get("max_seq_length")
+    if longest is None and (folder / "modules.json").is_file():  # 6.x leaves it to the tokenizer
+        longest = read("tokenizer_config.json").get("model_max_length")
+    known = {name: prompt for name, prompt in prompts.items() if prompt}
+    return Facts(known, int(longest) if isinstance(longest, int | float) else None, transformer.get("do_lower_case") is True)
 
 
 def save(
@@ -37,7 +89,8 @@ def save(
     backbone.config.save_pretrained(beside)
     tokenizer.save_pretrained(beside)
     width = backbone.config.hidden_size
-    pooling_config = {"word_embedding_dimension": width, **{name: how == pooling for how, name in POOLING_KEYS.items()}}
+    clean(beside / "tokenizer.json")
+    pooling_config = {"word_embedding_dimension": width, **{name: how == pooling for name, how in POOLING_KEYS.items()}}
     prompts = {"query": query_instruction, "document": ""}
     for name, content in {
         "modules.json": MODULES,
@@ -50,6 +103,15 @@ def save(
         (beside / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf8")
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
+
+
+def clean(file: Path) -> None:
+    """Takes out where the last texts of training were cut and padded, which others would take for a property of the model."""
+    if not file.is_file():
+        return
+    words = json.loads(file.read_text("utf8"))
+    if words.get("truncation") is not None or words.get("padding") is not None:
+        file.write_text(json.dumps({**words, "truncation": None, "padding": None}, indent=2, ensure_ascii=False), "utf8")
 
 
 def with_ties(backbone: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -66,6 +66,8 @@ def pooling_of(path: str) -> str:
         flags = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "lasttoken"}
         chosen = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
         mode = flags.get(chosen[0], chosen[0]) if len(chosen) == 1 else "+".join(chosen)
+    if config.get("include_prompt") is False:
+        raise ValueError(f"{file}: include_prompt=false (prompts left out of the average) is not served: set model.pooling")
     if mode not in names:
         raise ValueError(f"{file}: pooling {mode!r} is not one of cls, mean, last: set model.pooling")
     return names[mode]

@@ -1,7 +1,7 @@
 """Embeddings of many texts, over all ranks, in order of length, kept on disk."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
@@ -37,28 +37,60 @@ class Encoder(NamedTuple):
     device: torch.device
 
 
-def embed(encoder: Encoder, text: Ragged, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+def embed(
+    encoder: Encoder,
+    text: Ragged,
+    advance: Callable[[int], None] = lambda _: None,
+    shrink: Callable[[Tensor, Exception], None] | None = None,
+) -> Tensor:
     """Embeds texts on this rank, without gradients.
 
     Args:
         encoder: the model.
         text: N texts as its tokenizer has them.
         advance: told how many texts each forward pass has embedded.
+        shrink: told the lengths of a group that the memory was too small for, and the error: lets `cut` make smaller groups
+            from then on, or raises; None: the error is raised.
 
     Returns:
         fp32 [N, D] on the device, unit rows.
     """
     rows: list[Tensor] = []
+    done: list[Tensor] = []
     groups = encoder.cut(text.lengths)
-    for group in groups:
-        tensors = (None if each is None else each.to(encoder.device, non_blocking=True) for each in encoder.chunk(text, group))
-        with torch.no_grad():
-            rows.append(encoder.module(None, *tensors)[0])
-        advance(len(group))
+    while groups:
+        lack = None
+        try:
+            rows.append(forward(encoder, text, groups[0]))
+        except RuntimeError as error:
+            if shrink is None or not is_out_of_memory(error):
+                raise
+            lack = error.with_traceback(None)  # whose frames hold what the pass had taken
+        if lack is not None and shrink is not None:
+            shrink(text.lengths[groups[0]], lack)
+            rest = torch.cat(groups)
+            groups = [rest[group] for group in encoder.cut(text.lengths[rest])]
+            continue
+        done.append(groups.pop(0))
+        advance(len(done[-1]))
     embeddings = torch.cat(rows)
     found = torch.empty_like(embeddings)
-    found[torch.cat(groups).to(encoder.device)] = embeddings
+    found[torch.cat(done).to(encoder.device)] = embeddings
     return found
+
+
+def forward(encoder: Encoder, text: Ragged, group: Tensor) -> Tensor:
+    """One pass over the texts of a group: fp32 [n, D]."""
+    tensors = (None if each is None else each.to(encoder.device, non_blocking=True) for each in encoder.chunk(text, group))
+    with torch.no_grad():
+        embeddings: Tensor = encoder.module(None, *tensors)[0]
+    return embeddings
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device had too little memory; only CUDA's allocator has a type for it."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 def encode(
@@ -135,7 +167,7 @@ def block_of(encoder: Encoder, read: Read, advance: Callable[[int], None]) -> No
     save(read.path, rows)
 
 
-def ahead(read: Callable[[int], Any], numbers: Sequence[int]) -> Iterator[Any]:
+def ahead(read: Callable[[Any], Any], numbers: Iterable[Any]) -> Iterator[Any]:
     """`read` of each number in turn, one of them ahead of its use in a thread: the device does not wait for texts."""
     with ThreadPoolExecutor(1) as pool:
         coming = None

@@ -1,0 +1,4 @@
+from bgetrain.embedder import Embedder as Embedder
+
+__all__ = ["Embedder", "__version__"]
+__version__: str
