@@ -90,6 +90,8 @@ class Config:
     on_nonfinite: "str"
     preflight: "bool"
     format: "Literal['table', 'json']"
+    query: "str | list[str] | None"
+    top_k: "PositiveInt"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

@@ -114,6 +114,20 @@ class Retrieval(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Corpus(NamedTuple):
+    """Passages to be searched, without any query.
+
+    Attributes:
+        passages: the texts.
+        where: places -> of each passage `FILE:LINE` where that is known, else its name.
+        key: other passages have another one, also those of the same files in another state.
+    """
+
+    passages: Texts
+    where: Callable[[Sequence[int]], list[str]]
+    key: str
+
+
 class Part(NamedTuple):
     """One source of a mixture and how it is trained on; what is None is as the stage says.
 
@@ -171,6 +185,7 @@ class Source(NamedTuple):
         scan: reads part i of n (0 <= i < n) of the rows as the files have them, in their order and without a cache; what
             cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
         mix: the sources that it is made of; None: it is one.
+        corpus: opens the passages alone, of all splits.
     """
 
     name: str
@@ -185,3 +200,4 @@ class Source(NamedTuple):
     missing_negatives: str
     scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
     mix: Mix | None = None
+    corpus: Callable[[], Corpus] | None = None

@@ -10,11 +10,14 @@ from bgetrain.data import rows as row_files
 from bgetrain.data.arrow import beside
 from bgetrain.data.columns import brief
 from bgetrain.data.files import either, existing, lines, numbered
+from bgetrain.data.joined import joined, searchable
 from bgetrain.data.passages import ArrowPassages, identity, in_blocks, read_passages
-from bgetrain.data.pydocs import harvest
+from bgetrain.data.pydocs import harvest, installed
 from bgetrain.data.records import Reading
 from bgetrain.sources import Retrieval, Row, Source, Texts
 from bgetrain.types import MissingNegatives, PositiveInt
+
+SPLITS = ("train", "dev", "test")  # of a harvest
 
 
 def beir(
@@ -26,7 +29,7 @@ def beir(
     missing_negatives: MissingNegatives,
     split: str,
 ) -> Source:
-    """Opens a folder with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`.
+    """Opens a folder with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`; to be searched the first is enough.
 
     Training rows are the relevant pairs of `qrels/SPLIT.tsv`, texts for pre-training the corpus.
 
@@ -39,10 +42,11 @@ def beir(
         split: which qrels are read.
 
     Raises:
-        ValueError: the folder or one of its files is missing.
+        ValueError: the folder or its corpus is missing.
     """
     folder = existing(path, "data.path")
-    files = [either(folder, "corpus.jsonl"), either(folder, "queries.jsonl"), *sorted(folder.glob("qrels/*.tsv"))]
+    queries = [each for each in (folder / "queries.jsonl", folder / "queries.jsonl.gz") if each.is_file()][:1]
+    files = [either(folder, "corpus.jsonl"), *queries, *sorted(folder.glob("qrels/*.tsv"))]
     return Source(
         f"data=beir data.path={path}",
         lambda: CorpusTexts(corpus_of(folder)),
@@ -54,6 +58,7 @@ def beir(
         passage_max_len,
         query_instruction,
         missing_negatives,
+        corpus=lambda: searchable(corpus_of(folder)),
     )
 
 
@@ -103,11 +108,12 @@ def pydocs(
         passage_max_len,
         query_instruction,
         missing_negatives,
+        corpus=lambda: joined([searchable(corpus_of(folder / each), installed) for each in SPLITS]),
     )
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    if split not in ("train", "dev", "test"):
+    if split not in SPLITS:
         raise ValueError(f"data.split must be train, dev or test, got {split!r}")
     return folder / split
 
