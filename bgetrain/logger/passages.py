@@ -15,7 +15,8 @@ from rich.text import Text
 
 LINES = 3  # of a passage
 LOOKED_AT = 20_000  # letters of a passage in which the query's words are looked for
-PLACES = 200  # words of a passage that a cut may begin at
+PLACES = 200  # words of a passage that a cut may begin before
+NEAR = 20  # letters that a cut moves back to begin with a word
 NARROWEST, UNKNOWN_WIDTH = 30, 100  # columns: fewer are not filled; of what is no terminal
 INDENT = 6
 # of others' texts, which could steer a terminal
@@ -125,27 +126,34 @@ def excerpt(text: str, words: Sequence[str], columns: int) -> Text:
     for span in found:
         if start <= span.start and span.stop <= start + columns:
             marked.stylize("bold yellow", span.start - start, span.stop - start)
-    before, behind = "\u2026 " if start else "", " \u2026"
+    before, behind = "" if not start else "\u2026 " if text[start - 1] == " " else "\u2026", " \u2026"
     if cell_len(before) + cell_len(marked.plain) > columns or start + len(marked) < len(text):
         room = columns - cell_len(before) - cell_len(behind)
         kept = chop_cells(marked.plain, room)[0] if marked.plain else ""
         cut = kept.rfind(" ")
-        marked = marked[: cut if cut > len(kept) // 2 else len(kept)]
-        return Text(before) + marked + Text(behind)
+        if cut > len(kept) // 2:
+            return Text(before) + marked[:cut] + Text(behind)
+        return Text(before) + marked[: len(kept)] + Text(behind.strip())
     return Text(before) + marked
 
 
 def best_start(text: str, found: Sequence[Span], columns: int) -> int:
     """Where a cut of so many columns begins that has most of the words, different ones first; 0 where that is as good."""
     best, chosen = (0, 0), 0
-    starts = [0, *(max(0, text.rfind(" ", 0, max(0, span.start - columns // 6)) + 1) for span in found[:PLACES])]
     width = columns if text[:columns].isascii() else columns // 2
+    starts = [0, *(word_start(text, max(0, span.start - width // 6)) for span in found[:PLACES])]
     for start in dict.fromkeys(starts):
         inside = [span.word for span in found if start <= span.start and span.stop <= start + width]
         worth = (len(set(inside)), min(len(inside), 2 * len(set(inside))))
         if worth > best:
             best, chosen = worth, start
     return chosen
+
+
+def word_start(text: str, place: int) -> int:
+    """Where a word begins at or shortly before `place`; in scripts without spaces, `place`."""
+    space = text.rfind(" ", max(0, place - NEAR), place)
+    return space + 1 if space >= 0 else 0 if place < NEAR else place
 
 
 def show(title: str, query: str, hits: Sequence[Hit]) -> None:
