@@ -137,9 +137,10 @@ def run_stage(arguments: Sequence[str]) -> int:
     """
     arguments, dry_run = without_dry_run(arguments)
     cfg = config.plain(arguments)
-    if cfg["stage"].get("answers"):
-        named(cfg["stage"]["_target_"])(cfg)
-        return 0
+    command = Command(list(arguments), cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
+    if cfg["stage"].get("answers"):  # on ranks: it starts them by itself, for a part of what it does
+        on_ranks = [command] if cfg["stage"]["answers"] == "on ranks" else []
+        return int(named(cfg["stage"]["_target_"])(cfg, *on_ranks) or 0)
     cfg["output_dir"] = os.path.expanduser(cfg["output_dir"])
 
     def on_this_rank(place: Place) -> int:
@@ -156,7 +157,7 @@ def run_stage(arguments: Sequence[str]) -> int:
         return 0
     if not slurm.runs_here(cfg["cluster"]) and not dry_run and not slurm.waiting(cfg["output_dir"]):
         lock.check(cfg["output_dir"])  # which a job of its own in the queue may hold
-    command = Command(arguments, cfg["stage"]["name"], cfg["output_dir"], cfg["num_processes"], dry_run)
+    command = command._replace(output_dir=cfg["output_dir"])
     status = int(call(cfg["cluster"], on_this_rank, command))
     if status == 0 and is_first() and not dry_run:
         conclude(cfg["output_dir"])

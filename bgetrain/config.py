@@ -93,6 +93,8 @@ class Config:
     preflight: "bool"
     format: "Literal['table', 'json']"
     runs: "list[str]"
+    query: "str | list[str] | None"
+    top_k: "PositiveInt"
 
 
 def compose(overrides: Sequence[str], *, missing: bool = False) -> DictConfig:

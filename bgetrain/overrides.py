@@ -15,6 +15,7 @@ from bgetrain import selection
 KEY = re.compile(r"(\+\+|\+|~)?[A-Za-z_][\w-]*([./@][\w-]+)*")
 PLAIN = re.compile(r"[A-Za-z0-9_./~+\\-]+")  # values that need no quotes and are text or number alike
 QUOTED = re.compile(r"""'(\\.|[^'\\])*'|"(\\.|[^"\\])*\"""", re.DOTALL)
+TYPED = ("query",)  # keys whose value is a text as it was typed, unless it begins as a list or in quotes
 LONGEST = 200  # characters of what was typed that a message repeats
 DEEPEST = 20  # brackets within brackets of a value; Hydra's parser and OmegaConf call themselves for each
 
@@ -38,7 +39,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
             raise ValueError(unreadable(text)) from error
         if not each.key_or_group:
             raise ValueError(unreadable(text))
-        if value != value.strip():
+        if value != value.strip() and key not in TYPED:
             raise ValueError(f"{text!r}: spaces at the ends of a value are kept only inside quotes: {in_shell(key, value)}")
         parsed.append(each)
     return parsed
@@ -59,8 +60,10 @@ def shortened(text: str) -> str:
 
 
 def as_text(override: str) -> str:
-    """Quotes a value such as skip(3), in which Hydra would see a call of a function of its own."""
-    key, _, value = override.partition("=")
+    """Quotes a value such as skip(3), in which Hydra would see a call of a function of its own, and a text for people."""
+    key, equals, value = override.partition("=")
+    if equals and key in TYPED and value != "null" and not value.startswith(("[", "'", '"')):
+        return quoted(key, value, always=True)
     return quoted(key, value) if re.fullmatch(r"skip\(.*\)", value) else override
 
 

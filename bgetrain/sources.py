@@ -114,6 +114,20 @@ class Retrieval(NamedTuple):
     notes: Sequence[str] = ()
 
 
+class Corpus(NamedTuple):
+    """Passages to be searched, without any query.
+
+    Attributes:
+        passages: the texts.
+        where: places -> of each passage `FILE:LINE` where that is known, else its name.
+        key: other passages have another one, also those of the same files in another state.
+    """
+
+    passages: Texts
+    where: Callable[[Sequence[int]], list[str]]
+    key: str
+
+
 class Part(NamedTuple):
     """One source of a mixture and how it is trained on; what is None is as the stage says.
 
@@ -192,6 +206,7 @@ class Source(NamedTuple):
             cannot be used is a `Fault` among them and raises nothing. A row that a label makes a negative has no positive.
         mix: the sources that it is made of; None: it is one.
         benchmark: tasks that a model is evaluated on, each with data and figures of its own.
+        corpus: opens the passages alone, of all splits.
     """
 
     name: str
@@ -207,3 +222,4 @@ class Source(NamedTuple):
     scan: Callable[[int, int], Iterator[Found | Fault]] | None = None
     mix: Mix | None = None
     benchmark: Benchmark | None = None
+    corpus: Callable[[], Corpus] | None = None

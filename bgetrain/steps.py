@@ -1,14 +1,19 @@
 """The steps of a recipe however they are run: which are done, what is noted of them in the folder, and the ladder at the end."""
 
 import json
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bgetrain import output
+from bgetrain import output, overrides
 
 NOTE = "steps.json"  # in a recipe's folder
 RUNG = "evaluate-"  # steps whose name begins so are the rungs of the ladder
+SEARCHED = ("precision", "chunk_tokens", "embeddings_cache")  # keys of an evaluation that stage=search has too
 
 
 class Step(NamedTuple):
@@ -86,7 +91,7 @@ def conclude(output_dir: str) -> None:
         return
     last = max(output.result(step.output_dir).get("finished_at", 0.0) for step in steps)
     if not done(Step(name, [], str(folder), [])) or output.result(str(folder)).get("finished_at", 0.0) < last:
-        report(name, str(folder), steps, None)
+        report(name, str(folder), [step._replace(overrides=submitted.get(step.name, [])) for step in steps], None)
 
 
 def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None) -> None:
@@ -109,10 +114,34 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None)
             rows.append(["BM25", *(bm25[column] for column in columns)])
         took = "" if seconds is None else f": {seconds / 60:.1f} min"
         console.table(f"{name}{took}", ["", *columns], rows)
-    models = [step.output_dir for step in steps if (Path(step.output_dir) / "model").is_dir()]
+    models = [step for step in steps if (Path(step.output_dir) / "model").is_dir()]
     if models:
-        print(
-            f"Your model is {models[-1]}/model. Try it on your own texts: "
-            f"bgetrain stage=evaluate model.path={models[-1]}/model data=beir data.path=FOLDER output_dir=outputs/mine, "
-            f'or in Python: SentenceTransformer("{models[-1]}/model").encode(["..."])'
-        )
+        own = "data=text 'data.files=[FILE.jsonl]'"
+        print(f"Your model is {models[-1].output_dir}/model. Search with it, as here, or texts of your own with {own}:")
+        print(f"  {shlex.join([program(), *search(steps, models[-1])])}")
+
+
+def search(steps: Sequence[Step], trained: Step) -> list[str]:
+    """The overrides that search what the recipe was evaluated on last; where nothing was, what the model was trained on.
+
+    Args:
+        steps: of the recipe.
+        trained: the step whose model searches.
+    """
+    evaluated = [step for step in steps if "stage=evaluate" in step.overrides]
+
+    def is_kept(override: str) -> bool:
+        key = override.lstrip("+~").partition("=")[0]
+        of_data = key == "data" or (key.startswith("data.") and key != "data.split")
+        return of_data or key in SEARCHED or (key.startswith("model.") and key != "model.path" and bool(evaluated))
+
+    model = overrides.quoted("model.path", f"{trained.output_dir}/model")
+    return ["stage=search", model, *filter(is_kept, (evaluated or [trained])[-1].overrides)]
+
+
+def program() -> str:
+    """What one types to run this program: its name, or its path where the environment's programs are not on PATH."""
+    script, found = Path(sys.executable).with_name("bgetrain"), shutil.which("bgetrain")
+    if found and os.path.realpath(found) == os.path.realpath(script):
+        return "bgetrain"
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)

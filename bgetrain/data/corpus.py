@@ -11,12 +11,15 @@ from bgetrain.data.arrow import beside
 from bgetrain.data.columns import brief
 from bgetrain.data.files import either, existing, lines, numbered
 from bgetrain.data.folders import sets_of
+from bgetrain.data.joined import joined, searchable
 from bgetrain.data.mixture import combined
 from bgetrain.data.passages import ArrowPassages, identity, in_blocks, read_passages
-from bgetrain.data.pydocs import harvest
+from bgetrain.data.pydocs import harvest, installed
 from bgetrain.data.records import Reading
 from bgetrain.sources import Mix, Part, Retrieval, Row, Source, Texts
 from bgetrain.types import MissingNegatives, PositiveInt
+
+SPLITS = ("train", "dev", "test")  # of a harvest
 
 
 def beir(
@@ -30,6 +33,8 @@ def beir(
 ) -> Source:
     """Opens folders with `corpus.jsonl[.gz]`, `queries.jsonl[.gz]` and `qrels/SPLIT.tsv`, several as a mixture.
 
+    To be searched, the first of these files is enough.
+
     Training rows are the relevant pairs of `qrels/SPLIT.tsv`, texts for pre-training the corpus.
 
     Args:
@@ -41,7 +46,7 @@ def beir(
         split: which qrels are read.
 
     Raises:
-        ValueError: the folder or one of its files is missing.
+        ValueError: the folder or its corpus is missing.
     """
     found = sets_of(path)
     made = [
@@ -64,7 +69,8 @@ def beir_folder(
 ) -> Source:
     """One folder; the arguments are those of `beir`."""
     folder = existing(str(path), "data.path")
-    files = [either(folder, "corpus.jsonl"), either(folder, "queries.jsonl"), *sorted(folder.glob("qrels/*.tsv"))]
+    queries = [each for each in (folder / "queries.jsonl", folder / "queries.jsonl.gz") if each.is_file()][:1]
+    files = [either(folder, "corpus.jsonl"), *queries, *sorted(folder.glob("qrels/*.tsv"))]
     return Source(
         f"data=beir data.path={path}",
         lambda: CorpusTexts(corpus_of(folder)),
@@ -76,6 +82,7 @@ def beir_folder(
         passage_max_len,
         query_instruction,
         missing_negatives,
+        corpus=lambda: searchable(corpus_of(folder)),
     )
 
 
@@ -125,11 +132,12 @@ def pydocs(
         passage_max_len,
         query_instruction,
         missing_negatives,
+        corpus=lambda: joined([searchable(corpus_of(folder / each), installed) for each in SPLITS]),
     )
 
 
 def split_folder(folder: Path, split: str) -> Path:
-    if split not in ("train", "dev", "test"):
+    if split not in SPLITS:
         raise ValueError(f"data.split must be train, dev or test, got {split!r}")
     return folder / split
 

@@ -34,6 +34,7 @@ class Pair(NamedTuple):
     """A documented definition; docstring and text are cut at max_characters."""
 
     title: str  # 'module.Class.method'
+    file: str  # below the folder where it is installed: 'package/module.py'
     line: int  # where the definition begins in its file, from 1
     sentence: str
     text: str  # signature and body without any docstring
@@ -59,7 +60,7 @@ def read_chunk(sources: list[tuple[str, str]], max_characters: int) -> tuple[lis
             warnings.simplefilter("ignore")  # of other people's escapes and comparisons
             for relative, path in sources:
                 try:
-                    pairs += _read_file(Path(path), dotted(relative), max_characters)
+                    pairs += _read_file(Path(path), relative, max_characters)
                 # all that open, decode and ast.parse raise on broken files and on those for other versions of Python
                 except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
                     num_skipped += 1
@@ -69,7 +70,7 @@ def read_chunk(sources: list[tuple[str, str]], max_characters: int) -> tuple[lis
     return pairs, num_skipped
 
 
-def _read_file(path: Path, module: str, max_characters: int) -> list[Pair]:
+def _read_file(path: Path, relative: str, max_characters: int) -> list[Pair]:
     content = path.read_bytes()
     if b'"""' not in content and b"'''" not in content:
         return []
@@ -79,7 +80,7 @@ def _read_file(path: Path, module: str, max_characters: int) -> list[Pair]:
     # a docstring that shares a line with code cannot be cut out by lines
     documented = [
         (title, node, docstring, place)
-        for title, node, docstring, place in _documented(ast.parse("\n".join(lines)), module)
+        for title, node, docstring, place in _documented(ast.parse("\n".join(lines)), dotted(relative))
         if lines[place.stop - 1].rstrip().endswith(('"', "'"))
     ]
     # all at once: a class that quoted the docstrings of its methods would answer their queries
@@ -96,7 +97,7 @@ def _read_file(path: Path, module: str, max_characters: int) -> list[Pair]:
         body = _dedent(lines[place.stop : node.end_lineno], node.col_offset)
         text = f"{signature}\n{body}"[:max_characters].rstrip()
         keys = tuple(digest("".join(key.casefold().split())) for key in (sentence, body, text))
-        pairs.append(Pair(title, node.lineno, sentence, text, written[:max_characters], keys))
+        pairs.append(Pair(title, relative, node.lineno, sentence, text, written[:max_characters], keys))
     return pairs
 
 

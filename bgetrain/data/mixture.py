@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bgetrain.data.flags import flagembedding_files
+from bgetrain.data.joined import joined
 from bgetrain.data.plan import Plan, Stream
 from bgetrain.data.rows import jsonl
 from bgetrain.sources import Mix, Part, Source, Texts
@@ -98,7 +99,9 @@ def combined(name: str, mix: Mix, split: str, missing_negatives: str) -> Source:
     """A source of several."""
     opened = [each.source for each in mix.parts]
     instructions = {each.query_instruction for each in opened}
-    has_texts, has_rows = (all(getattr(each, kind) is not None for each in opened) for kind in ("texts", "rows"))
+    has_texts, has_rows, has_passages = (
+        all(getattr(each, kind) is not None for each in opened) for kind in ("texts", "rows", "corpus")
+    )
     return Source(
         name,
         (lambda: ChainedTexts([each.texts() for each in opened if each.texts])) if has_texts else None,
@@ -111,6 +114,7 @@ def combined(name: str, mix: Mix, split: str, missing_negatives: str) -> Source:
         instructions.pop() if len(instructions) == 1 else "",
         missing_negatives,
         mix=mix,
+        corpus=(lambda: joined([each.corpus() for each in opened if each.corpus])) if has_passages else None,
     )
 
 

@@ -24,7 +24,7 @@ from bgetrain.data.docstrings import Pair, digest, dotted, read_chunk
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when the rules below change, so that an old cache is not taken for a new one
+FORMAT = 2  # raised when the rules below change, so that an old cache is not taken for a new one
 CHUNK_FILES = 64  # small enough that the workers end together, large enough that pickling does not show
 SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idle_test"}
 
@@ -46,7 +46,8 @@ def harvest(
         num_workers: processes that parse, > 0; 1 parses in this process. The result does not depend on it.
 
     Returns:
-        folder with `train/`, `dev/` and `test/` in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`),
+        folder with `train/`, `dev/` and `test/` in BEIR layout (`corpus.jsonl`, `queries.jsonl`, `qrels/SPLIT.tsv`), whose
+        passages are named `package/module.py:LINE`,
         `train/texts.jsonl` for pre-training and `harvest.json` with the counts. No top-level module, sentence or
         body stands on two sides.
 
@@ -84,10 +85,20 @@ def harvest(
     return target
 
 
+def installed(name: str) -> str:
+    """The `FILE:LINE` of a passage's name, `package/module.py:12`, in this installation; the name where it has no such file."""
+    return next((f"{root}/{name}" for root in _roots() if os.path.isfile(f"{root}/{name.rpartition(':')[0]}")), name)
+
+
+def _roots() -> list[str]:
+    """Where this installation's Python is; of a file in two of them the first is imported."""
+    return list(dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")))
+
+
 def _list_sources(packages: list[str] | None, max_files: int) -> list[tuple[str, str]]:
     """Lists (path under its root, path) of the files to read, in the order of the former's hash: a cap is a sample."""
     sources: dict[str, str] = {}
-    for root in dict.fromkeys(os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "platlib")):
+    for root in _roots():
         for folder, folders, files in os.walk(root):
             folders[:] = [name for name in folders if name.isidentifier() and name not in SKIPPED_FOLDERS]
             for name in files:
@@ -168,11 +179,12 @@ def _publish(target: Path, splits: dict[str, list[Pair]], counts: dict[str, obje
     try:
         for split, pairs in splits.items():
             (unfinished / split / "qrels").mkdir(parents=True)
-            rows = [{"_id": f"d{row}", "title": pair.title, "text": pair.text} for row, pair in enumerate(pairs)]
+            names = [f"{pair.file}:{pair.line}" for pair in pairs]
+            rows = [{"_id": name, "title": pair.title, "text": pair.text} for name, pair in zip(names, pairs, strict=True)]
             _write_jsonl(unfinished / split / "corpus.jsonl", rows)
             rows = [{"_id": f"q{row}", "text": pair.sentence} for row, pair in enumerate(pairs)]
             _write_jsonl(unfinished / split / "queries.jsonl", rows)
-            judged = "".join(f"q{row}\td{row}\t1\n" for row in range(len(pairs)))
+            judged = "".join(f"q{row}\t{name}\t1\n" for row, name in enumerate(names))
             qrels = unfinished / split / "qrels" / f"{split}.tsv"
             qrels.write_text("query-id\tcorpus-id\tscore\n" + judged, encoding="utf-8")
         texts = ({"text": text} for pair in splits["train"] for text in (pair.docstring, pair.text))

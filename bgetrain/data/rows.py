@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bgetrain.data.columns import ROW_COLUMNS, TEXT_COLUMNS, check_columns, check_labels
+from bgetrain.data.joined import of_rows, of_texts
 from bgetrain.data.make import make, scan
 from bgetrain.data.passages import distinct, in_blocks
 from bgetrain.data.paths import checked_corpus, corpus_files, folder_files, named_files, saved_files
@@ -126,7 +127,8 @@ def source_of(
     """The parts of a source that its rows or texts serve as."""
     if reading.kind == "texts":
         texts = ArrowTexts(reading, on_bad_row)
-        return Source(name, texts.open, None, None, paths, *limits, partial(scan, reading))
+        numbered = partial(of_texts, texts.open, lambda: f"texts of {texts.store.folder}")
+        return Source(name, texts.open, None, None, paths, *limits, partial(scan, reading), corpus=numbered)
     rows = ArrowRows(reading, on_bad_row)
     return Source(
         name,
@@ -136,6 +138,7 @@ def source_of(
         paths,
         *limits,
         partial(scan, reading),
+        corpus=lambda: of_rows(rows.open(), rows.store),
     )
 
 

@@ -102,6 +102,7 @@ def encode(
     folder: Path,
     world: World,
     advance: Callable[[int], None],
+    met: Callable[["Read"], None] = lambda _: None,
 ) -> Embeddings:
     """Embeds texts block by block, each rank its own, and keeps each block in a file that the next run finds.
 
@@ -116,6 +117,7 @@ def encode(
         folder: for the files, of this model and these settings alone; need not be the same place on every machine.
         world: all ranks.
         advance: told how many texts have been embedded or found since it was last told, over all ranks approximately.
+        met: told of each block of this rank when its file is whole.
 
     Returns:
         fp32 [total, D], unit rows, each rank with its part.
@@ -137,6 +139,7 @@ def encode(
         if done is not None:
             block_of(encoder, done, lambda count: advance(count * world.size))
             paths[done.number] = done.path
+            met(done)
         # a rank that finds what another must do would else wait for it beyond the timeout
         barrier(world)
     return Embeddings(total, columns, part, lambda number: mapped(paths[number]))

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +15,16 @@ from bgetrain import distributed, output, rules
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.files import fingerprint
 from bgetrain.engine import checkpoint
-from bgetrain.engine.best import Scoring
-from bgetrain.engine.course import Course
-from bgetrain.engine.deepspeed import Engine
-from bgetrain.engine.guard import Guard
-from bgetrain.engine.loop import fit
-from bgetrain.engine.saver import Saver
-from bgetrain.engine.window import Counts
 from bgetrain.logger import console
 from bgetrain.model.body import Body, load_tokenizer
 from bgetrain.sources import Source, Texts
 from bgetrain.target import call
 from bgetrain.types import LossOutput, World
+
+if TYPE_CHECKING:  # deepspeed takes seconds to import, and whoever only embeds has no use for it
+    from bgetrain.engine.best import Scoring
+    from bgetrain.engine.deepspeed import Engine
+    from bgetrain.engine.window import Counts
 
 Config = Mapping[str, Any]
 MODEL_FILES = ("config.json", "*.safetensors", "tokenizer.json")  # that decide what a model is
@@ -152,14 +150,14 @@ def dtype(cfg: Config, world: World) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision(cfg, world)]
 
 
-def engine(cfg: Config, module: nn.Module, world: World) -> tuple[Engine, Callable[[int, int], float]]:
+def engine(cfg: Config, module: nn.Module, world: World) -> "tuple[Engine, Callable[[int, int], float]]":
     """Puts a module under its optimizer and DeepSpeed; returns the engine and the learning-rate schedule."""
     optimizer, schedule = call(cfg["optim"], module.named_parameters())
     module.train()
     return call(cfg["engine"], module, optimizer, precision=precision(cfg, world), world=world), schedule
 
 
-def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
+def resumed(cfg: Config, running: "Engine", probe: Callable[[], Tensor]) -> int:
     """Takes over the newest checkpoint that is whole, if there is one; returns the first step to do.
 
     Raises:
@@ -178,17 +176,22 @@ def resumed(cfg: Config, running: Engine, probe: Callable[[], Tensor]) -> int:
 
 def train(
     cfg: Config,
-    running: Engine,
+    running: "Engine",
     batch_at: Callable[[int], Any],
-    update: Callable[[int, Any], tuple[LossOutput, Counts]],
+    update: "Callable[[int, Any], tuple[LossOutput, Counts]]",
     steps: range,
     schedule: Callable[[int, int], float],
     log: Callable[[int, dict[str, float]], None],
     world: World,
     describe: Callable[[Any, list[int]], list[dict[str, Any]]] | None = None,
-    scoring: Scoring | None = None,
+    scoring: "Scoring | None" = None,
 ) -> dict[str, float]:
     """`fit` with the keys that every training stage has; returns the last figures logged, and `steps` done."""
+    from bgetrain.engine.course import Course
+    from bgetrain.engine.guard import Guard
+    from bgetrain.engine.loop import fit
+    from bgetrain.engine.saver import Saver
+
     output_dir = Path(cfg["output_dir"])
     checkpoints = output_dir / "checkpoints"
     if world.rank == 0:
@@ -231,7 +234,7 @@ def on_device(tensor: Tensor | None, world: World) -> Tensor | None:
     return None if tensor is None else tensor.to(world.device, non_blocking=True)
 
 
-def announce(cfg: Config, made: Body, running: Engine, sizes: tuple[int, int], facts: Mapping[str, str], world: World) -> None:
+def announce(cfg: Config, made: Body, running: "Engine", sizes: tuple[int, int], facts: Mapping[str, str], world: World) -> None:
     """States before the first step what will happen; `sizes` are those of the smallest and the largest global batch."""
     if world.rank:
         return

@@ -92,10 +92,15 @@ def test_a_train_split_without_a_known_passage_is_refused(folder):
         opened(folder).rows()
 
 
-@pytest.mark.parametrize("name", ["corpus.jsonl", "queries.jsonl"])
-def test_a_missing_file_is_refused_when_the_folder_is_opened(folder, name):
-    (folder / name).unlink()
-    with pytest.raises(ValueError, match=rf"has neither {name} nor {name}\.gz$"):
+def test_a_missing_file_is_refused_when_it_is_needed(folder):
+    (folder / "queries.jsonl").unlink()
+    there = opened(folder)  # to be searched a corpus is enough
+    assert there.corpus().passages.take(range(3)) == ["T one", "two", ""]
+    for part in (there.rows, lambda: there.retrieval("train")):
+        with pytest.raises(ValueError, match=r"has neither queries\.jsonl nor queries\.jsonl\.gz$"):
+            part()
+    (folder / "corpus.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"has neither corpus\.jsonl nor corpus\.jsonl\.gz$"):
         opened(folder)
     with pytest.raises(ValueError, match=r"^data\.path=.*/nowhere: no such file or folder$"):
         opened(folder / "nowhere")

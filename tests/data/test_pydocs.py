@@ -133,6 +133,15 @@ def test_modules_fill_test_and_then_dev_in_the_order_of_their_hashes(root, tmp_p
         assert {row["title"].split(".")[0] for row in rows(folder / split / "corpus.jsonl")} == expected[split]
 
 
+def test_a_passage_is_named_by_the_file_and_line_of_its_definition(root, tmp_path):
+    folder = harvest(tmp_path / "cache")
+    for split in SPLITS:
+        for row in rows(folder / split / "corpus.jsonl"):
+            path, _, line = pydocs.installed(row["_id"]).rpartition(":")
+            assert Path(path).read_text().splitlines()[int(line) - 1].startswith(f"def {row['title'].rpartition('.')[2]}(")
+    assert pydocs.installed("gone.py:3") == "gone.py:3"
+
+
 def test_pretraining_texts_are_docstrings_and_code_of_train_only(root, tmp_path):
     folder = harvest(tmp_path / "cache")
     texts = {row["text"] for row in rows(folder / "train" / "texts.jsonl")}
