@@ -1,0 +1,189 @@
+#!/usr/bin/env python3
+"""The reference of all keys, read from conf/ and recipes/ whenever the pages are built: a hook of mkdocs (mkdocs.yml).
+
+    python scripts/reference.py     # prints it as Markdown
+
+It also puts pictures into the text of their page, where they take the page's colours, light or dark, and lets the search work in
+pages that are opened as files.
+"""
+
+import html
+import re
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bgetrain import config, selection, usage
+from bgetrain.target import fault, parse, signature
+
+INTRODUCTION = """# Reference of all keys
+
+A key is written with its value on the command line, `optim.lr=1e-5`, and an option of a group by the group's name, `data=jsonl`.
+What stands here is read from the YAML files of `conf/`; `bgetrain stage=finetune --help` shows the same for one stage, with what
+else the command line chooses. Under a key stand what it may be, in italics, and what its file says of it and of its source.
+"""
+SWITCH = fault(object(), parse("bool")) or ""  # what a node without `_target_` holds
+TITLES = {"data": "Data", "model": "Models", "loss": "Losses", "optim": "Optimizers", "engine": "Engines", "search": "Searches"}
+TITLES |= {"cluster": "Machines", "logger": "Loggers"}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Adds the page to those of `docs/` (a hook of mkdocs)."""
+    from mkdocs.structure.files import File
+
+    files.append(File.generated(config, "reference.md", content=page()))
+    return files
+
+
+def on_page_content(content: str, *, page: Any, config: Any, files: Any) -> str:
+    """Puts drawings into the text of their page (a hook of mkdocs): the colour of text is theirs only there."""
+    for image, name in re.findall(r'(<img [^>]*src="([\w-]+\.svg)"[^>]*>)', content):
+        content = content.replace(image, (Path(config.docs_dir) / name).read_text("utf8"))
+    return content
+
+
+def on_post_build(*, config: Any) -> None:
+    """Writes the search's index as a script too, since a page opened as a file may read no other (a hook of mkdocs)."""
+    index = Path(config.site_dir) / "search/search_index.json"
+    index.with_suffix(".js").write_text(f"var __index = {index.read_text('utf8')}", "utf8")
+
+
+def page() -> str:
+    """The whole page, as Markdown."""
+    return "\n".join([INTRODUCTION, *every_stage(), *stages(), *groups(), *recipes()])
+
+
+def every_stage() -> Iterator[str]:
+    path = selection.CONF / "config.yaml"
+    yield "## Keys of every stage\n"
+    yield from entries(own_keys(path), "", usage.comments(path), top_kinds())
+
+
+def stages() -> Iterator[str]:
+    yield "## Stages\n"
+    for name in selection.options("stage"):
+        path = selection.CONF / "stage" / f"{name}.yaml"
+        yield f"### `stage={name}` {{#stage-{name}}}\n"
+        yield from head(path)
+        parts = [each for each in yaml.safe_load(path.read_text("utf8"))["defaults"] if isinstance(each, dict)]
+        chosen = [(group[1:], option) for each in parts for group, option in each.items() if group.startswith("/")]
+        if chosen:
+            links = [f"[`{group}={option}`](#{group}-{option})" for group, option in chosen]
+            yield f"Its parts, unless others are chosen: {', '.join(links)}, and their keys.\n"
+        notes = usage.comments(path)
+        yield from entries(own_keys(path), "", notes, top_kinds())
+        for group, node in own_keys(path).items():
+            if isinstance(node, dict) and group != "stage":
+                target = node.get("_target_") or selection.own_option(name, group).get("_target_")
+                yield from entries(node, f"{group}.", notes, kinds(target) or dict.fromkeys(node, SWITCH))
+
+
+def groups() -> Iterator[str]:
+    found = [group for group in selection.groups() if group != "stage"]
+    for group in sorted(found, key=lambda each: (list(TITLES).index(each) if each in TITLES else len(TITLES), each)):
+        yield f"## {TITLES.get(group, group.capitalize())}: `{group}=` {{#{group}}}\n"
+        models = examples(group)
+        for option in [*models.values(), *(each for each in selection.options(group) if each not in models.values())]:
+            path = selection.CONF / group / f"{option}.yaml"
+            node = yaml.safe_load(path.read_text("utf8"))
+            yield f"### `{group}={option}` {{#{group}-{option}}}\n"
+            yield from head(path)
+            like = models.get(node["_target_"], option)
+            if like != option:
+                yield f"Its keys are [those of `{group}={like}`](#{group}-{like}).\n"
+                yield from folded(path)
+            else:
+                notes = {f"{group}.{key}": comment for key, comment in usage.comments(path).items()}
+                yield from entries(node, f"{group}.", notes, kinds(node["_target_"]))
+
+
+def examples(group: str) -> dict[str, str]:
+    """For each function of a group the option that shows its keys: of its name, else a stage's own choice, else the first."""
+    chosen = {
+        each[f"/{group}"]
+        for path in (selection.CONF / "stage").glob("*.yaml")
+        for each in yaml.safe_load(path.read_text("utf8"))["defaults"]
+        if isinstance(each, dict) and f"/{group}" in each
+    }
+    found: dict[str, str] = {}
+    for option in selection.options(group):
+        target = yaml.safe_load((selection.CONF / group / f"{option}.yaml").read_text("utf8"))["_target_"]
+        name = str(target).rpartition(".")[2]
+        if target not in found or option == name or (option in chosen and found[target] != name):
+            found[target] = option
+    return found
+
+
+def recipes() -> Iterator[str]:
+    yield "## Recipes: `recipe=` {#recipe}\n"
+    for path in sorted(selection.RECIPES.glob("*.yaml")):
+        yield f"`recipe={path.stem}`\n:   {escaped(usage.first_comment(path)) or '&nbsp;'}\n"
+
+
+def own_keys(path: Path) -> dict[str, Any]:
+    return {key: value for key, value in yaml.safe_load(path.read_text("utf8")).items() if key not in ("defaults", "stage")}
+
+
+def top_kinds() -> dict[str, str]:
+    """What a top-level key may be, in words."""
+    return {field.name: fault(object(), parse(str(field.type))) or "" for field in fields(config.Config)}
+
+
+def kinds(target: str | None) -> dict[str, str]:
+    """What the keys of a node may be, in words, from the signature of its `_target_`."""
+    known = signature(target) if target else None
+    return {name: fault(object(), annotation) or "" for name, annotation in known.parameters.items()} if known else {}
+
+
+def entries(node: dict[str, Any], prefix: str, notes: dict[str, str], words: dict[str, str]) -> Iterator[str]:
+    """A definition for each key: its value, what it may be, its comment. Groups are left to others."""
+    for key, value in node.items():
+        if key == "_target_" or (isinstance(value, dict) and not prefix):
+            continue
+        name = f"{prefix}{key}"
+        told = [f"*{escaped(words[key])}.*"] if words.get(key) else []
+        told += [escaped(notes[name])] if name in notes else []
+        if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
+            yield f"`{name}`\n:   {' '.join(told) or '&nbsp;'}\n"
+            yield from block("yaml", [f"{each}: {usage.typed(one)}" for each, one in value.items()], indent="    ")
+        else:
+            shown = "must be given" if value == "???" else f"`{usage.typed(value)}`"
+            yield f"`{name}` = {shown}\n:   {' '.join(told) or '&nbsp;'}\n"
+
+
+def head(path: Path) -> Iterator[str]:
+    """What a YAML says first, as paragraphs; lines that are indented are code."""
+    prose: list[str] = []
+    for line in path.read_text("utf8").splitlines():
+        if not line.startswith("#"):
+            break
+        if line.startswith("#   "):
+            yield from [" ".join(prose), *block("bash", [line[1:].strip()])]
+            prose = []
+        elif not line.startswith("# @"):
+            prose.append(escaped(line[1:].strip()))
+    yield " ".join(prose) + "\n"
+
+
+def folded(path: Path) -> Iterator[str]:
+    """The keys of a YAML as they stand there, shown on demand."""
+    lines = [line for line in path.read_text("utf8").splitlines() if not line.startswith(("#", "_target_"))]
+    yield '<details markdown="1"><summary>Their values</summary>\n'
+    yield from block("yaml", lines)
+    yield "</details>\n"
+
+
+def block(language: str, lines: list[str], indent: str = "") -> Iterator[str]:
+    yield "\n".join(f"{indent}{line}" for line in ["", f"```{language}", *lines, "```", ""])
+
+
+def escaped(text: str) -> str:
+    """A comment as Markdown shows it letter by letter."""
+    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(text, quote=False))
+
+
+if __name__ == "__main__":
+    print(page())
