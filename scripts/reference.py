@@ -148,7 +148,8 @@ def entries(node: dict[str, Any], prefix: str, notes: dict[str, str], words: dic
         told += [escaped(notes[name])] if name in notes else []
         if isinstance(value, dict) and value and all(isinstance(each, dict) for each in value.values()):
             yield f"`{name}`\n:   {' '.join(told) or '&nbsp;'}\n"
-            yield from block("yaml", [f"{each}: {usage.typed(one)}" for each, one in value.items()], indent="    ")
+            sources = {each: f"  # {notes[f'{name}.{each}']}" if f"{name}.{each}" in notes else "" for each in value}
+            yield from block("yaml", [f"{each}: {usage.typed(one)}{sources[each]}" for each, one in value.items()], indent="    ")
         else:
             shown = "must be given" if value == "???" else f"`{usage.typed(value)}`"
             yield f"`{name}` = {shown}\n:   {' '.join(told) or '&nbsp;'}\n"
