@@ -7,8 +7,11 @@ It also puts pictures into the text of their page, where they take the page's co
 pages that are opened as files.
 """
 
+import ast
 import html
+import importlib.util
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +26,8 @@ INTRODUCTION = """# Reference of all keys
 
 A key is written with its value on the command line, `optim.lr=1e-5`, and an option of a group by the group's name, `data=jsonl`.
 What stands here is read from the YAML files of `conf/`; `bgetrain stage=finetune --help` shows the same for one stage, with what
-else the command line chooses. Under a key stand what it may be, in italics, and what its file says of it and of its source.
+else the command line chooses. Under a key stand what it may be, in italics, and what its file says of it and of its source, or
+else the function that takes it.
 """
 SWITCH = fault(object(), parse("bool")) or ""  # what a node without `_target_` holds
 TITLES = {"data": "Data", "model": "Models", "loss": "Losses", "optim": "Optimizers", "engine": "Engines", "search": "Searches"}
@@ -68,8 +72,7 @@ def stages() -> Iterator[str]:
         path = selection.CONF / "stage" / f"{name}.yaml"
         yield f"### `stage={name}` {{#stage-{name}}}\n"
         yield from head(path)
-        parts = [each for each in yaml.safe_load(path.read_text("utf8"))["defaults"] if isinstance(each, dict)]
-        chosen = [(group[1:], option) for each in parts for group, option in each.items() if group.startswith("/")]
+        chosen = [(group[1:], option) for each in defaults(name) for group, option in each.items() if group.startswith("/")]
         if chosen:
             links = [f"[`{group}={option}`](#{group}-{option})" for group, option in chosen]
             yield f"Its parts, unless others are chosen: {', '.join(links)}, and their keys.\n"
@@ -78,7 +81,8 @@ def stages() -> Iterator[str]:
         for group, node in own_keys(path).items():
             if isinstance(node, dict) and group != "stage":
                 target = node.get("_target_") or selection.own_option(name, group).get("_target_")
-                yield from entries(node, f"{group}.", notes, kinds(target) or dict.fromkeys(node, SWITCH))
+                told = {f"{group}.{key}": text for key, text in explained(target).items()}
+                yield from entries(node, f"{group}.", told | notes, kinds(target) or dict.fromkeys(node, SWITCH))
 
 
 def groups() -> Iterator[str]:
@@ -86,6 +90,9 @@ def groups() -> Iterator[str]:
     for group in sorted(found, key=lambda each: (list(TITLES).index(each) if each in TITLES else len(TITLES), each)):
         yield f"## {TITLES.get(group, group.capitalize())}: `{group}=` {{#{group}}}\n"
         models = examples(group)
+        said: dict[str, str] = {}  # what the functions of the group say, the first of most weight
+        for target in reversed(models):
+            said |= explained(target)
         for option in [*models.values(), *(each for each in selection.options(group) if each not in models.values())]:
             path = selection.CONF / group / f"{option}.yaml"
             node = yaml.safe_load(path.read_text("utf8"))
@@ -96,25 +103,44 @@ def groups() -> Iterator[str]:
                 yield f"Its keys are [those of `{group}={like}`](#{group}-{like}).\n"
                 yield from folded(path)
             else:
-                notes = {f"{group}.{key}": comment for key, comment in usage.comments(path).items()}
+                known = said | explained(node["_target_"]) | usage.comments(path)
+                notes = {f"{group}.{key}": text for key, text in known.items()}
                 yield from entries(node, f"{group}.", notes, kinds(node["_target_"]))
 
 
 def examples(group: str) -> dict[str, str]:
-    """For each function of a group the option that shows its keys: of its name, else a stage's own choice, else the first."""
-    chosen = {
-        each[f"/{group}"]
-        for path in (selection.CONF / "stage").glob("*.yaml")
-        for each in yaml.safe_load(path.read_text("utf8"))["defaults"]
-        if isinstance(each, dict) and f"/{group}" in each
-    }
-    found: dict[str, str] = {}
+    """For each function of a group the option that shows its keys: of its name, else the one that most stages choose.
+
+    Functions that serve many options come first.
+    """
+    found: dict[str, list[str]] = {}
     for option in selection.options(group):
         target = yaml.safe_load((selection.CONF / group / f"{option}.yaml").read_text("utf8"))["_target_"]
+        found.setdefault(target, []).append(option)
+    chosen = Counter(each.get(f"/{group}") for name in selection.options("stage") for each in defaults(name))
+    best = {}
+    for target, options in found.items():
         name = str(target).rpartition(".")[2]
-        if target not in found or option == name or (option in chosen and found[target] != name):
-            found[target] = option
-    return found
+        best[target] = max(options, key=lambda each, name=name: (each == name, chosen[each]))
+    return dict(sorted(best.items(), key=lambda pair: -len(found[pair[0]])))
+
+
+def defaults(stage: str) -> list[dict[str, str]]:
+    """The options that a stage chooses."""
+    own = yaml.safe_load((selection.CONF / "stage" / f"{stage}.yaml").read_text("utf8"))["defaults"]
+    return [each for each in own if isinstance(each, dict)]
+
+
+def explained(target: str | None) -> dict[str, str]:
+    """Argument -> what the docstring of a node's function says of it, for keys of which the YAML says nothing."""
+    module, _, name = (target or "").rpartition(".")
+    spec = importlib.util.find_spec(module) if module else None
+    body = ast.parse(Path(spec.origin).read_text("utf8")).body if spec and spec.origin else []
+    texts = [ast.get_docstring(each) or "" for each in body if isinstance(each, ast.FunctionDef) and each.name == name]
+    section = re.search(r"^Args:\n((?:    .*\n?)+)", "".join(texts), re.M)
+    found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section[1] if section else "", re.M)
+    plain = {key: re.sub(r"\bNone\b", "null", " ".join(text.split())) for key, text in found}
+    return {key: text for key, text in plain.items() if text != "the same."}
 
 
 def recipes() -> Iterator[str]:
@@ -183,7 +209,9 @@ def block(language: str, lines: list[str], indent: str = "") -> Iterator[str]:
 
 def escaped(text: str) -> str:
     """A comment as Markdown shows it letter by letter."""
-    return re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(text, quote=False))
+    plain = re.split(r"(`[^`]+`)", text)  # with what is code already between
+    plain[::2] = [re.sub(r"([\\`*_\[\]#|])", r"\\\1", html.escape(each, quote=False)) for each in plain[::2]]
+    return "".join(plain)
 
 
 if __name__ == "__main__":
