@@ -29,7 +29,7 @@ What stands here is read from the YAML files of `conf/`; `bgetrain stage=finetun
 else the command line chooses. Under a key stand what it may be, in italics, and what its file says of it and of its source, or
 else the function that takes it.
 """
-SWITCH = fault(object(), parse("bool")) or ""  # what a node without `_target_` holds
+SWITCH = "true or false"  # what a node without `_target_` holds
 TITLES = {"data": "Data", "model": "Models", "loss": "Losses", "optim": "Optimizers", "engine": "Engines", "search": "Searches"}
 TITLES |= {"cluster": "Machines", "logger": "Loggers"}
 
@@ -98,7 +98,7 @@ def groups() -> Iterator[str]:
             node = yaml.safe_load(path.read_text("utf8"))
             yield f"### `{group}={option}` {{#{group}-{option}}}\n"
             yield from head(path)
-            like = models.get(node["_target_"], option)
+            like = models[str(node["_target_"])]
             if like != option:
                 yield f"Its keys are [those of `{group}={like}`](#{group}-{like}).\n"
                 yield from folded(path)
@@ -111,18 +111,18 @@ def groups() -> Iterator[str]:
 def examples(group: str) -> dict[str, str]:
     """For each function of a group the option that shows its keys: of its name, else the one that most stages choose.
 
-    Functions that serve many options come first.
+    Those of their function's name come first, and of these the ones that many others are like.
     """
     found: dict[str, list[str]] = {}
     for option in selection.options(group):
         target = yaml.safe_load((selection.CONF / group / f"{option}.yaml").read_text("utf8"))["_target_"]
-        found.setdefault(target, []).append(option)
+        found.setdefault(str(target), []).append(option)
     chosen = Counter(each.get(f"/{group}") for name in selection.options("stage") for each in defaults(name))
     best = {}
     for target, options in found.items():
-        name = str(target).rpartition(".")[2]
+        name = target.rpartition(".")[2]
         best[target] = max(options, key=lambda each, name=name: (each == name, chosen[each]))
-    return dict(sorted(best.items(), key=lambda pair: -len(found[pair[0]])))
+    return dict(sorted(best.items(), key=lambda pair: (pair[1] != pair[0].rpartition(".")[2], -len(found[pair[0]]))))
 
 
 def defaults(stage: str) -> list[dict[str, str]]:
@@ -155,13 +155,18 @@ def own_keys(path: Path) -> dict[str, Any]:
 
 def top_kinds() -> dict[str, str]:
     """What a top-level key may be, in words."""
-    return {field.name: fault(object(), parse(str(field.type))) or "" for field in fields(config.Config)}
+    return {field.name: kind(parse(str(field.type))) for field in fields(config.Config)}
 
 
 def kinds(target: str | None) -> dict[str, str]:
     """What the keys of a node may be, in words, from the signature of its `_target_`."""
     known = signature(target) if target else None
-    return {name: fault(object(), annotation) or "" for name, annotation in known.parameters.items()} if known else {}
+    return {name: kind(annotation) for name, annotation in known.parameters.items()} if known else {}
+
+
+def kind(annotation: ast.expr | None) -> str:
+    """What values an annotation admits, in words; nothing where it admits all. A list is asked for what is in it."""
+    return fault([object()], annotation) or fault(object(), annotation) or ""
 
 
 def entries(node: dict[str, Any], prefix: str, notes: dict[str, str], words: dict[str, str]) -> Iterator[str]:
