@@ -1,5 +1,6 @@
 """The pages: their links lead somewhere, their commands compose, their keys exist, and the reference has all that conf/ has."""
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -18,6 +19,8 @@ ROOT = selection.PACKAGE.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 FENCE = re.compile(r"^( *)```.*?^\1```$", re.M | re.S)
 INDENTED = re.compile(r"(?:\A|\n\n)((?:(?: {4}.*)?\n)+)")
+FILES = (".py", ".md", ".json", ".jsonl", ".html", ".yaml")
+BESIDE = ("404.html", "results.html")  # which are no pages to read: figures that a command has collected
 FLAGS = ("--help", "--cfg", "job", "-m")
 SWITCHES = {"recipe", "from", "dry_run"}  # keys of the command line that are in no YAML
 
@@ -83,6 +86,7 @@ def test_pages_that_the_source_names_are_there():
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".md", ".sh", ".sbatch") and path != Path(__file__):
                 named |= set(re.findall(r"\bdocs/[\w-]+\.md", path.read_text("utf8")))
+    named.discard("docs/results.md")  # which scripts/results.py makes of runs
     assert [each for each in sorted(named) if not (ROOT / each).is_file()] == []
     assert "docs/how.md" in named
 
@@ -149,6 +153,9 @@ def test_commands_are_found_in_blocks_and_in_running_text():
 def known() -> set[str]:
     """Every key that some YAML has, with its group before it."""
     found = {field.name for field in fields(config.Config)} | SWITCHES
+    python = ROOT / "bgetrain/embedder.py"  # whose arguments are written in the same way
+    nodes = ast.walk(ast.parse(python.read_text("utf8"))) if python.is_file() else []
+    found |= {node.arg for node in nodes if isinstance(node, ast.arg)}
     for path in selection.CONF.rglob("*.yaml"):
         group = "" if path.parent.name in ("stage", "conf") else f"{path.parent.name}."
         node = yaml.safe_load(path.read_text("utf8"))
@@ -162,7 +169,7 @@ def test_every_key_and_option_named_in_running_text_exists(path, known):
     for span in re.findall(r"`([^`]+)`", prose(path.read_text("utf8"))):
         for word in re.findall(r"(?:^|[\s'])([a-z_]+(?:\.[a-z_0-9]+)*(?:=[\w|-]*)?)(?![\w.(/:*$])", span):
             key, equals, value = word.partition("=")
-            if "." in key and not key.endswith(".py") and key.partition(".")[0] in known:
+            if "." in key and not key.endswith(FILES) and key.partition(".")[0] in known:
                 inside = any(key.startswith(f"{mapping}.") for mapping in ("data.sources", "data.columns", "plan.devices"))
                 faults += [] if key in known or inside else [word]
             elif equals and key in selection.groups():
@@ -222,7 +229,7 @@ def test_the_site_is_five_pages_that_load_nothing_from_elsewhere(tmp_path, monke
 
     monkeypatch.chdir(ROOT)
     build(load_config("mkdocs.yml", site_dir=str(tmp_path)))  # strict: a warning of a link or anchor is an exception
-    pages = {path.name: Resources(path.read_text("utf8")) for path in tmp_path.glob("*.html") if path.name != "404.html"}
+    pages = {path.name: Resources(path.read_text("utf8")) for path in tmp_path.glob("*.html") if path.name not in BESIDE}
     assert sorted(pages) == ["data.html", "how.html", "index.html", "recipes.html", "reference.html"]
     for name, page in pages.items():
         for target in [*page.loads, *(each for each in page.leads if not urlsplit(each).scheme)]:
