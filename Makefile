@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slurm lint format clean
+.PHONY: help quickstart test test-slurm docs lint format clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -24,6 +24,11 @@ test-slurm: $(VENV)/.tested ## run the tests on a real SLURM cluster on this mac
 	@tests/slurm/cluster.sh install
 	@echo "==> pytest tests/slurm $(ARGS)"
 	@$(BIN)/python -m pytest tests/slurm -m slurm -p no:xdist -rs $(ARGS)
+
+docs: $(VENV)/.documented ## make the pages of docs/, with a reference of all keys, in build/site/index.html
+	@echo "==> mkdocs build"
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build $(ARGS)
+	@echo "build/site/index.html"
 
 lint: $(VENV)/.linted ## style, types
 	@echo "==> ruff, mypy"
@@ -59,4 +64,9 @@ $(VENV)/.tested: $(VENV)/.installed
 $(VENV)/.linted: $(VENV)/.installed
 	@echo "==> installing ruff and mypy"
 	@$(PIP) install --quiet -c constraints.txt -e ".[$(DEVICE),lint]"
+	@touch $@
+
+$(VENV)/.documented: $(VENV)/.installed
+	@echo "==> installing mkdocs"
+	@$(PIP) install --quiet -c constraints.txt -e ".[$(DEVICE),docs]"
 	@touch $@

@@ -152,7 +152,7 @@ def collectives(size: Counts, plan: Plan, *, rows: int, width: int, backwards: i
 
 
 def sent(size: Counts, plan: Plan, *, rows: int, width: int, backwards: int, forwards: int) -> Sent:
-    """What a step sends; payloads and counts as `tests/traffic.py` found them, docs/scale.md.
+    """What a step sends; payloads and counts as `tests/traffic.py` found them, docs/how.md.
 
     Args:
         size: of the model.

@@ -69,7 +69,7 @@ def exact(
     """Finds the k passages of the largest inner product with each query, by comparing all.
 
     Each rank compares every query with its own passages, block by block, and keeps the k best; these are then merged where
-    the query belongs. What a rank holds does not grow with the corpus (docs/scale.md). Passages whose fp32 scores are equal
+    the query belongs. What a rank holds does not grow with the corpus (docs/how.md). Passages whose fp32 scores are equal
     come in the order of their positions, and where they straddle the k-th place the lower positions are kept: the result
     is a function of the scores alone, whatever the blocks and the number of ranks.
 

@@ -65,7 +65,7 @@ def test_states_of_real_engines_are_foreseen(spawn):
 
 
 def test_bytes_sent_are_those_measured_of_real_steps():
-    """docs/scale.md's table (tests/traffic.py): 423,296 parameters, 64 passages, width 128, fp32; within 0.5 %."""
+    """docs/how.md's table (tests/traffic.py): 423,296 parameters, 64 passages, width 128, fp32; within 0.5 %."""
     from bgetrain.forecast.passes import Counts
 
     size = Counts(423_296, 0, 0)
