@@ -68,7 +68,7 @@ def notes(lines: Sequence[series.Curve]) -> list[str]:
     """How curves are drawn, where that is not plain."""
     size, smooth = max(line.lines for line in lines), [line.width for line in lines if line.smooth is not None]
     thinned = f"each point is the mean of {size} logged lines, and a band reaches from the lowest to the highest of them"
-    points = "means" if size > 1 else "as logged"
+    points = "has the points" if size > 1 else "is as logged"
     mean = (
         f"where a colour has two lines, the strong one is the mean over {max(smooth, default=0)} points, the light one {points}"
     )
