@@ -53,8 +53,7 @@ LEAVES = (
     "report.json",
     "result.json",
     "counts",
-    "pool",
-    "mteb",
+    *("pool", "mteb"),
 )
 FOLDERS = (
     *(
@@ -69,9 +68,9 @@ FOLDERS = (
         "stacks",
         "lengths",
         ".parts",
-        "mteb",
     ),
     *("counts", "pool", "kept", "dropped"),  # of stage=filter
+    "mteb",
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
