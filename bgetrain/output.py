@@ -69,8 +69,7 @@ FOLDERS = (
         "lengths",
         ".parts",
     ),
-    *("counts", "pool", "kept", "dropped"),  # of stage=filter
-    "mteb",
+    *("counts", "pool", "kept", "dropped", "mteb"),  # of stage=filter, and of evaluate
 )
 FILES = (
     *("config.yaml", "provenance.json", "metrics.jsonl", "result.json", "train.jsonl", "scores.png", "examples.md"),
