@@ -1,5 +1,6 @@
 """What tasks of MTEB say of a model, through the `mteb` package."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 
 from bgetrain.metric.averages import Score
-from bgetrain.metric.mteb import package, quiet
+from bgetrain.metric.mteb import own_cache, package, quiet
 from bgetrain.metric.tasks import parts
 from bgetrain.sources import Benchmark
 
@@ -146,10 +147,12 @@ def load(task: Any) -> None:
     """
     path = task.metadata.dataset["path"]
     try:
-        task.load_data()
+        with own_cache(Path(path)) if Path(path).is_absolute() else contextlib.nullcontext():
+            task.load_data()
         for each in task.hf_subsets if task.dataset else ():  # some tasks keep theirs elsewhere until they are run
             check(task.dataset.get(each, task.dataset), task.eval_splits)
     except Exception as error:  # whatever a format, a network or a script of the hub raises
         remedy = "" if Path(path).is_absolute() else "; without a network point data.folder=DIR at a copy, DIR/ORG/NAME"
-        words = " ".join(str(error).split())[:300] or type(error).__name__
+        empty = [str(each) for each in sorted(Path(path).rglob("*")) if each.is_file() and not each.stat().st_size]
+        words = f"{empty[0]} is empty" if empty else " ".join(str(error).split())[:300] or type(error).__name__
         raise UnreadableError(f"{task.metadata.name}: {path} cannot be read: {words}{remedy}") from error

@@ -4,6 +4,8 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 
@@ -38,6 +40,25 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
         if barred:
             datasets.enable_progress_bars()
+
+
+@contextlib.contextmanager
+def own_cache(folder: Path) -> Iterator[None]:
+    """Within, what `datasets` makes of a folder is kept by the folder's files as they are.
+
+    It would else take what it has made of another folder of this name, or of this one as it was.
+    """
+    import datasets
+
+    stats = [(str(path), path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    stamps = [(path, each.st_size, each.st_mtime_ns) for path, each in stats]
+    name = blake2b(repr(stamps).encode(), digest_size=8).hexdigest()
+    before = datasets.config.HF_DATASETS_CACHE
+    datasets.config.HF_DATASETS_CACHE = Path(before, "bgetrain-mteb", name)
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
 
 
 def task_names() -> list[str]:

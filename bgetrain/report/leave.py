@@ -1,12 +1,8 @@
 """What stands beside a run's result once it is there: the model's card, and pages to look at."""
 
-import importlib
-import importlib.util
 from pathlib import Path
 
 from bgetrain.report.safely import safely
-
-CARD = "bgetrain.card"
 
 
 def leave(folder: Path) -> None:
@@ -15,11 +11,10 @@ def leave(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    from bgetrain import steps
+    from bgetrain import card, steps
     from bgetrain.report import ladder, run  # templates and plots are of no use before
 
-    if (folder / "model").is_dir() and importlib.util.find_spec(CARD):
-        safely("model/README.md", lambda place: importlib.import_module(CARD).write(place), folder)
+    safely("model/README.md", card.write, folder)  # of an evaluation: the card of the run beside it
     safely("report.html", run.write, folder)
     above = folder.absolute().parent
     known = steps.noted(above)

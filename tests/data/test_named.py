@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 from bgetrain import config, selection
 from bgetrain.target import call
 
-# options that name no set: formats, and what reads this machine
-FORMATS = {"beir", "jsonl", "text", "mixture", "pydocs", "synthetic"}
+# options that name no set: formats, what reads this machine, benchmarks
+FORMATS = {"beir", "jsonl", "text", "mixture", "pydocs", "synthetic", "mteb", "c-mteb"}
 
 
 def node_of(option: str) -> dict[str, Any]:
