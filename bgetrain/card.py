@@ -25,7 +25,8 @@ def write(folder: Path, figures: Mapping[str, Any] | None = None) -> None:
     """Writes `folder/model/README.md` and its picture; a card that somebody has edited stays as it is.
 
     Args:
-        folder: of a run that leaves `model/`; nothing is done where there is none.
+        folder: of a run that leaves `model/`, or of an evaluation, which brings the card of the run beside it up to date;
+            nothing is done for others.
         figures: of the run, as `result.json` will have them; None: that file is read.
 
     Raises:
@@ -33,6 +34,9 @@ def write(folder: Path, figures: Mapping[str, Any] | None = None) -> None:
     """
     model, cfg = folder / "model", facts.read(folder / "config.yaml")
     path = model / "README.md"
+    evaluated = None if model.is_dir() else facts.judged(folder)
+    if evaluated is not None:
+        write(evaluated)
     if not model.is_dir() or not is_ours(path):
         return
     figures = facts.read(folder / "result.json") if figures is None else figures

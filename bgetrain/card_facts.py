@@ -133,6 +133,8 @@ def settings(folder: Path) -> dict[str, Any]:
     found["last loss"] = f"{logged[-1]['loss']:.4f}" if logged and isinstance(logged[-1].get("loss"), int | float) else None
     found["memory"] = f"{logged[-1]['memory_gb']:.1f} GB on the fullest rank" if logged and "memory_gb" in logged[-1] else None
     found["time in training steps"] = duration(seconds_of(cfg, logged))
+    sessions = provenance.get("sessions") or [{}]
+    found["ranks"] = f"{sessions[-1]['ranks']} on {sessions[-1].get('device')}" if sessions[-1].get("ranks") else None
     found["hardware"] = provenance.get("hardware")
     found["machine"] = provenance.get("platform")
     packages = provenance.get("packages", {})
@@ -216,10 +218,28 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
             asked = other["data"].get("query_instruction", "")
             other_words = "" if asked == instruction else f", instruction {asked!r}" if asked else ", without the instruction"
             where = f"{data_words(other['data'])}, {split}{other_words}"
-            rows.append(row("this model", where, figures["metrics"], split=split))
-            if isinstance(figures.get("bm25"), Mapping):
-                rows.append({**row("BM25", where, figures["bm25"], split=split), "ours": False})
+            rows += rows_of(figures, where, split)
+            sets = figures.get("sets")
+            for name, found in sets.items() if isinstance(sets, Mapping) and len(sets) > 1 else ():
+                rows += rows_of(found, f"{name}{other_words}", split)
     return [each for each in rows if each["metrics"]]
+
+
+def rows_of(figures: Mapping[str, Any], where: str, split: str) -> list[dict[str, Any]]:
+    """The rows of one set, or of the mean over several."""
+    rows = [row("this model", where, figures["metrics"], split=split)]
+    if isinstance(figures.get("bm25"), Mapping):
+        rows.append({**row("BM25", where, figures["bm25"], split=split), "ours": False})
+    return rows
+
+
+def judged(folder: Path) -> Path | None:
+    """The run beside an evaluation whose model it has evaluated, where that run has a card."""
+    cfg = read(folder / "config.yaml")
+    path = Path(str(cfg.get("model", {}).get("path") or "")).expanduser()
+    beside = path.name == "model" and path.parent.resolve().parent == folder.resolve().parent
+    wanted = cfg.get("stage", {}).get("name") == "evaluate" and beside and (path / "README.md").is_file()
+    return path.parent if wanted else None
 
 
 def row(who: str, data: str, metrics: Mapping[str, Any], *, split: str | None) -> dict[str, Any]:

@@ -112,6 +112,21 @@ def test_evaluations_of_runs_beside_it_are_listed_and_those_of_other_models_are_
     assert 0.25 not in values  # BM25 is not this model
 
 
+def test_an_evaluation_of_several_sets_brings_the_card_up_to_date(finished):
+    card.write(finished)
+    folder = finished.parent / "evaluate"
+    folder.mkdir()
+    data = {"_target_": "bgetrain.data.corpus.beir", "path": ["a", "b"], "split": "test", "query_instruction": "find: "}
+    cfg = {"stage": {"name": "evaluate"}, "model": {"path": str(finished / "model")}, "data": data}
+    (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+    sets = {name: {"metrics": {**METRICS, "ndcg@10": value}} for name, value in (("a", 0.8), ("b", 0.6))}
+    output.finish(str(folder), "evaluate", {"metrics": {**METRICS, "ndcg@10": 0.7}, "sets": sets})
+    card.write(folder)
+    for words in ("| beir a, b, test | 0.7000 |", "| this model | a | 0.8000 |", "| this model | b | 0.6000 |"):
+        assert words in text_of(finished), words
+    ModelCard.load(finished / "model/README.md")
+
+
 def test_the_steps_before_are_told_and_the_checkpoint_of_the_first_is_the_base_model(finished):
     last = run_folder(finished.parent / "last", model={"path": str(finished / "model")}, stage={"name": "pairs"})
     card.write(last)
