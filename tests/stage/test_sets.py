@@ -76,9 +76,11 @@ def test_queries_have_the_figures_whose_means_and_intervals_are_told(together):
 
 
 def test_two_ranks_give_the_figures_of_one(spawn, together, model_folder, folders, tmp_path):
-    both = spawn(2, run, [f"model.path={model_folder}", f"data.path={folders}/*", f"output_dir={tmp_path}/out"])
+    overrides = [f"model.path={model_folder}", f"data.path={folders}/*", f"output_dir={tmp_path}/out"]
+    both = spawn(2, run, [*overrides, f"evaluate.compare={model_folder}"])
     assert both[1] == {}
-    assert json.loads(json.dumps(both[0]["sets"])) == json.loads(json.dumps(together[0]["sets"]))
+    assert both[0]["sets"] == together[0]["sets"]
+    assert both[0]["compare"]["mean"]["ndcg@10"]["p"] == 1  # with itself
 
 
 def test_a_set_that_is_done_is_not_done_again_unless_the_model_has_changed(
