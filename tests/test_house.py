@@ -284,7 +284,8 @@ COMBINED = [
 
 @pytest.mark.parametrize(("stage", "group", "option"), COMBINED, ids=lambda value: value)
 def test_every_stage_composes_and_binds_with_every_option(stage, group, option):
-    unset = {"evaluate": [] if group == "data" else ["data.path=x"], "compare": ["runs=[x,y]"]}.get(stage, [])
+    data = [] if group == "data" else ["data.path=x"]
+    unset = {"evaluate": data, "search": data, "compare": ["runs=[x,y]"]}.get(stage, [])
     chosen_options = [f"stage={stage}", f"{group}={option}", *unset, *dummies(group, option)]
     cfg = OmegaConf.to_container(config.compose(chosen_options), resolve=True)
     assert isinstance(cfg, dict)
