@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from bgetrain import trust
+from bgetrain.logger import console
 
 SHOWN = ("ndcg@10", "mrr@10", "recall@10", "recall@100", "map")
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -184,9 +185,7 @@ def seconds_of(cfg: Mapping[str, Any], logged: list[dict[str, Any]]) -> float | 
 
 
 def duration(seconds: float | None) -> str | None:
-    if seconds is None:
-        return None
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return None if seconds is None else console.duration(seconds)
 
 
 def files(folder: Path) -> list[dict[str, Any]]:
@@ -209,8 +208,11 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     if chosen and "every" in cfg.get("evaluate", {}):
         where = f"{cfg['evaluate'].get('split') or 'held-out rows'} of {data_words(cfg.get('data', {}))}"
         rows.append(row(f"this model, step {chosen['step']}", where, chosen, split=cfg["evaluate"].get("split")))
+    finished = read(folder / "result.json").get("finished_at", 0.0)
     for path in sorted(folder.resolve().parent.glob("*/result.json")):
         figures, other = read(path), read(path.parent / "config.yaml")
+        if figures.get("finished_at", finished) < finished:  # of a model that was in this folder before
+            continue
         model = str(other.get("model", {}).get("path") or "")
         ours = figures.get("stage") == "evaluate" and model and Path(model).expanduser().resolve() == (folder / "model").resolve()
         if ours and isinstance(figures.get("metrics"), Mapping):

@@ -227,9 +227,8 @@ def watched(cfg: dict[str, Any], world: Any, beat: Any) -> tuple[int, bool]:
             figures = named(cfg["stage"]["_target_"])(cfg, world, log)
             if world.rank == 0:
                 output.finish(cfg["output_dir"], cfg["stage"]["name"], figures)
-            distributed.barrier(world)
-            if world.rank == 0:  # the others need not wait
                 leave(Path(cfg["output_dir"]))  # which loggers keep before they close
+        distributed.barrier(world)  # a rank that left earlier might have the others ended
         return 0, True
     except Interrupted as reason:
         return interrupted(f"{reason}: the same command goes on from there") if world.rank == 0 else INTERRUPTED, True

@@ -135,6 +135,8 @@ def benchmark(data: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
         raise ValueError("data.tasks=[] with data.types=[] names no task: give names, e.g. data.tasks=[STS12], or types")
     if asked.get("bm25"):
         raise ValueError("evaluate.bm25=true has no effect on tasks of mteb, which BM25 does not embed: leave it out")
+    if asked.get("compare"):
+        raise ValueError("evaluate.compare has no effect on tasks of mteb, whose figures are not of single queries: leave it out")
     mteb_names.check(data["tasks"])
 
 

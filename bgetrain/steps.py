@@ -101,7 +101,7 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None)
     from bgetrain.report.safely import safely
 
     results: dict[str, dict[str, Any]] = {step.name: output.result(step.output_dir) for step in steps}
-    rungs = [step for step in steps if results[step.name].get("metrics") is not None]
+    rungs = [step for step in steps if results[step.name].get("metrics") is not None and results[step.name]["stage"] != "export"]
     ladder = [{"step": step.name.removeprefix(RUNG), **results[step.name]["metrics"]} for step in rungs]
     bm25 = next((results[step.name]["bm25"] for step in rungs if "bm25" in results[step.name]), None)
     figures = {"steps": results, "ladder": ladder, **({"bm25": bm25} if bm25 else {})}
@@ -109,7 +109,7 @@ def report(name: str, folder: str, steps: Sequence[Step], seconds: float | None)
     safely("report.html", page.write, Path(folder))
     if ladder:
         columns = ["ndcg@10", "mrr@10", "recall@100"]
-        rows = [[rung["step"], *(rung[column] for column in columns)] for rung in ladder]
+        rows = [[rung["step"], *(rung.get(column, "-") for column in columns)] for rung in ladder]
         if bm25:
             rows.append(["BM25", *(bm25[column] for column in columns)])
         took = "" if seconds is None else f": {seconds / 60:.1f} min"

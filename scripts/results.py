@@ -36,7 +36,7 @@ def add(folders: list[str], docs: Path) -> None:
             sys.exit(f"{folder}: no result.json in it; give the output folder of a finished evaluation or recipe")
         found = json.loads(result.read_text("utf8"))
         if not rows_of(found):
-            sys.exit(f"{folder}: {found.get('stage')} has no metrics; give a run of stage=evaluate or a recipe that evaluates")
+            sys.exit(f"{folder}: no retrieval was evaluated there; give a run of stage=evaluate, not of MTEB, or a recipe with one")
         kept = docs / "results" / folder.absolute().name
         shutil.rmtree(kept, ignore_errors=True)
         for part in ("", *found.get("steps", {})):
@@ -51,11 +51,11 @@ def rows_of(result: dict[str, Any]) -> list[tuple[str, str, dict[str, float], di
     """Name, data, metrics, intervals and step of each line that a result gives; none where it has no metrics."""
     if "ladder" in result:
         names = {step.removeprefix("evaluate-"): step for step in result["steps"]}
-        found = [(rung["step"], names[rung["step"]]) for rung in result["ladder"]]
+        found = [(rung["step"], names[rung["step"]]) for rung in result["ladder"] if METRICS[0] in rung]
         rows = [(rung, "", *figures(result["steps"][step]), step) for rung, step in found]
         with_bm25 = next((step for _, step in found if "bm25" in result["steps"][step]), None)
         return rows + ([("BM25", "", result["bm25"], {}, with_bm25)] if with_bm25 else [])
-    if "metrics" not in result:
+    if "queries" not in result or METRICS[0] not in result.get("metrics", {}):
         return []
     sets = result.get("sets", {})
     rows = [("model", name, *figures(each), "") for name, each in sets.items()]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 PARAMS = 100  # in one request, mlflow.utils.validation.MAX_PARAMS_TAGS_PER_BATCH
 LETTERS = 500  # of a parameter: what servers of every version since 1.0 take
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": 2, "MLFLOW_HTTP_REQUEST_TIMEOUT": 15}  # seconds; where the user has not said
 REFUSED = re.compile(r"[^\w\-. :/]")  # in names, mlflow.utils.validation
 
 
@@ -61,6 +62,10 @@ def start(output_dir: str, config: Mapping[str, Any], tracking_uri: str | None, 
     folder = Path(output_dir, "mlflow").absolute()
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / "run_id"
+    for patience, value in PATIENCE.items():  # a server that is gone holds up all ranks: its own is minutes
+        variable = getattr(environment_variables, patience, None)
+        if variable is not None and not variable.is_set():
+            variable.set(value)
     if tracking_uri is None and hasattr(environment_variables, "MLFLOW_ALLOW_FILE_STORE"):
         environment_variables.MLFLOW_ALLOW_FILE_STORE.set(True)  # a database would need more packages than mlflow-skinny has
     try:

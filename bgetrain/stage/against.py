@@ -46,7 +46,7 @@ def opened(cfg: build.Config, held: Sequence[sets.Set], world: World) -> Other |
     if (folder / "provenance.json").is_file():  # a run's
         better = f"; its model is {path}/model" if (folder / "model").is_dir() else ": is it a finished stage=evaluate?"
         raise ValueError(f"evaluate.compare={path}: the run has no {QUERIES}{better}")
-    theirs = {**cfg, "model": {**cfg["model"], "path": path}}
+    theirs = {**cfg, "examples": 0, "model": {**cfg["model"], "path": path}}  # the folder's examples are of its own model
     source = held[0].source._replace(
         query_max_len=max(each.source.query_max_len for each in held),
         passage_max_len=max(each.source.passage_max_len for each in held),

@@ -98,7 +98,10 @@ def identity(cfg: build.Config, source: Source, model_key: str) -> tuple[str, st
     path = str(cfg["model"].get("path", "model"))
     found = Path(path).expanduser()
     name = "/".join(found.resolve().parts[-2:]) if found.is_dir() else path
-    facts = (model_key, source.query_instruction, source.query_max_len, source.passage_max_len, source.benchmark)
+    asked = source.benchmark
+    assert asked is not None
+    instructed = (source.query_instruction, tuple(asked.instruction_for), tuple(asked.no_instruction_for))
+    facts = (model_key, *instructed, source.query_max_len, source.passage_max_len)  # not which tasks: those done stay done
     return name, blake2b(repr(facts).encode(), digest_size=8).hexdigest()
 
 

@@ -76,8 +76,8 @@ def run(cfg: Mapping[str, Any], world: World, log: Callable[[int, dict[str, floa
         look("before")
     update = partial(update_once, cfg, engine, supplied, pad_id, budget, guide and guide.embed, world)
     figures = build.train(cfg, engine, batch_at, update, steps, schedule, log, world, describe, scoring)
-    look("after")
     results.save_model(cfg, engine, body, "backbone.", source, world)
+    look("after")
     return {"steps": int(figures["steps"]), "rows": sum(len(feed.rows) for feed in supplied.feeds), "training": figures}
 
 

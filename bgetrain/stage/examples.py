@@ -10,6 +10,7 @@ import numpy as np
 from bgetrain import distributed, output
 from bgetrain.data import tokenize as tokens
 from bgetrain.data.held_out import place_of
+from bgetrain.logger import console
 from bgetrain.sources import Row
 from bgetrain.stage import build, retrieval, supply, validation
 from bgetrain.types import Ragged, World
@@ -110,9 +111,17 @@ def of_rows(cfg: build.Config, supplied: supply.Supply, subject: validation.Subj
             earlier = known(path, sample.of) if moment == "after" else {}
             found, hardest = compared(sample, queries, passages)
             facts = told(sample.of, {moment: found}, earlier, hardest if moment == "after" else ())
-            output.write(path, json.dumps(facts, ensure_ascii=False, indent=1))
+            keep(path, facts)
 
     return look
+
+
+def keep(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes the file; what a bad disk refuses is told and ends no run."""
+    try:
+        output.write(path, json.dumps(facts, ensure_ascii=False, indent=1))
+    except OSError as error:
+        console.say(f"WARNING: {path} was not written ({error.strerror}): the run goes on without it")
 
 
 def sampled(cfg: build.Config, supplied: supply.Supply, subject: validation.Subject, world: World) -> Sample:

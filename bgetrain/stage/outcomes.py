@@ -1,19 +1,18 @@
 """examples.json of an evaluation: similarities of relevant and other passages, and what a model gets wrong, to read."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from bgetrain import distributed, output
+from bgetrain import distributed
 from bgetrain.metric.ranking import score
 from bgetrain.search.blocks import Ranked
 from bgetrain.search.shards import Embeddings
 from bgetrain.sources import Retrieval, Source
 from bgetrain.stage import build, embed
-from bgetrain.stage.examples import FILE, MOST, Hardest, cut, rounded, told
+from bgetrain.stage.examples import FILE, MOST, Hardest, cut, keep, rounded, told
 from bgetrain.types import World
 
 FOUND = 5  # texts that are shown of what a query finds; our choice, as are the numbers below
@@ -62,7 +61,7 @@ def examples(cfg: build.Config, opened: Source, held: Retrieval, vectors: embed.
     of = f"{opened.split} of {opened.name.rpartition('.path=')[2]}, {len(chosen):,} queries"
     facts = told(f"{of}; negatives: {len(pool):,} random passages", {"after": kinds}, {}, hardest_of(held, outcomes))
     facts["worst_queries"] = worst_of(held, outcomes)
-    output.write(Path(cfg["output_dir"]) / FILE, json.dumps(facts, ensure_ascii=False, indent=1))
+    keep(Path(cfg["output_dir"]) / FILE, facts)
 
 
 def gathered(embeddings: Embeddings, places: np.ndarray, world: World) -> np.ndarray:

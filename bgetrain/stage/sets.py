@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from bgetrain import distributed, output
 from bgetrain.data.files import fingerprint
-from bgetrain.data.folders import named
+from bgetrain.data.folders import sets_of
 from bgetrain.logger import console
 from bgetrain.metric import ranking, significance
 from bgetrain.model.body import Body
@@ -93,7 +93,7 @@ def opened(cfg: build.Config, source: Source, world: World) -> list[Set]:
 def name_of(cfg: build.Config, source: Source) -> str:
     """Of a source that is one set: its folder's, or the option's."""
     path = cfg["data"].get("path")
-    return named(Path(path).expanduser()) if isinstance(path, str) else source.name.split()[0].removeprefix("data=")
+    return next(iter(sets_of(path))) if path else source.name.split()[0].removeprefix("data=")
 
 
 def evaluated(cfg: build.Config, body: Body, sets: Sequence[Set], world: World) -> list[Outcome]:
