@@ -36,7 +36,8 @@ def add(folders: list[str], docs: Path) -> None:
             sys.exit(f"{folder}: no result.json in it; give the output folder of a finished evaluation or recipe")
         found = json.loads(result.read_text("utf8"))
         if not rows_of(found):
-            sys.exit(f"{folder}: no retrieval was evaluated there; give a run of stage=evaluate, not of MTEB, or a recipe with one")
+            what = f"{folder}: {found.get('stage')} has no figures of retrieval"
+            sys.exit(f"{what}; give a run of stage=evaluate or a recipe with one")
         kept = docs / "results" / folder.absolute().name
         shutil.rmtree(kept, ignore_errors=True)
         for part in ("", *found.get("steps", {})):

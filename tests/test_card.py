@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_it_tells_data_loss_settings_hardware_and_time(finished):
     for words in (
         "| rows | 1,234 |", "| .../b/corpus.jsonl | 3,467 | `ae653aeb77a917b9` |", "| loss | info_nce(temperature=0.02) |",
         "| optimiser | adamw(lr=1e-05) |", "| global_batch | 8 |", "| steps | 4 |", "| hardware | 4 x H200 |",
-        "| time in training steps | 8.0 s |",  # 4 steps of 8 queries at 4 a second
+        "| time in training steps | 8 s |",  # 4 steps of 8 queries at 4 a second
         "| parameters | 10, fp32 |", "| this model, step 2 | test of beir .../sets/b | 0.4321 |", "mean, then normalised",
         'embed(["find: " + "what', "(curves-finetune.png)", "global_batch: 8",
     ):  # fmt: skip
@@ -103,7 +104,13 @@ def test_evaluations_of_runs_beside_it_are_listed_and_those_of_other_models_are_
         data = {"_target_": "bgetrain.data.corpus.beir", "path": name, "split": "dev", "query_instruction": ""}
         (folder / "config.yaml").write_text(yaml.safe_dump({"model": {"path": str(model)}, "data": data}))
         output.finish(str(folder), "evaluate", {"metrics": METRICS, "bm25": {**METRICS, "ndcg@10": 0.25}})
+    path = finished / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "finished_at": 2.0}))
+    older = json.loads((finished.parent / "evaluate-a/result.json").read_text())  # of a model that was in this folder before
+    shutil.copytree(finished.parent / "evaluate-a", finished.parent / "evaluate-old")
+    (finished.parent / "evaluate-old/result.json").write_text(json.dumps({**older, "finished_at": 1.0}))
     card.write(finished)
+    assert text_of(finished).count("| this model | beir") == 1
     assert "| this model | beir evaluate-a, dev, without the instruction | 0.4321 |" in text_of(finished)
     assert "| BM25 | beir evaluate-a, dev, without the instruction | 0.2500 |" in text_of(finished)
     assert "evaluate-b" not in text_of(finished)

@@ -87,5 +87,5 @@ def test_a_run_without_figures_is_refused(script, tmp_path):
     with pytest.raises(SystemExit, match=r"no result.json in it"):
         script.main(["--docs", str(tmp_path), "add", str(tmp_path)])
     folder = finished(tmp_path / "mined", {"stage": "mine", "rows": 3})
-    with pytest.raises(SystemExit, match="mine has no metrics"):
+    with pytest.raises(SystemExit, match="mine has no figures of retrieval"):
         script.main(["--docs", str(tmp_path), "add", str(folder)])

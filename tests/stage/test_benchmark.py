@@ -246,8 +246,9 @@ def test_every_name_of_mteb_is_known_without_importing_it():
         (["data.types=[Retreival]"], "data.types must be a list, each item Retrieval or STS or .*, got \\['Retreival'\\]"),
         (["data.tasks=[]"], "data.tasks=\\[\\] with data.types=\\[\\] names no task"),
         (["evaluate.bm25=true"], "evaluate.bm25=true has no effect on tasks of mteb"),
+        (["evaluate.compare=x"], "evaluate.compare has no effect on tasks of mteb"),
     ],
-    ids=["task", "benchmark", "type", "none", "bm25"],
+    ids=["task", "benchmark", "type", "none", "bm25", "compare"],
 )
 def test_a_typo_is_told_before_anything_is_started(words, line):
     with pytest.raises(ValueError, match=line):

@@ -145,6 +145,23 @@ def test_a_run_and_its_model_are_compared_with_alike(world, together, model_fold
     assert alike["compare"]["mean"]["map"]["difference"] == 0
 
 
+def test_a_comparison_with_a_model_leaves_the_examples_of_its_own(world, model_folder, folders, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    other = shutil.copytree(model_folder, tmp_path / "other") / "model.safetensors"
+    torch.manual_seed(1)
+    weights = {name: each + 0.1 * torch.randn_like(each) for name, each in load_file(other).items()}
+    save_file(weights, other, {"format": "pt"})
+    common = ["model.pooling=mean", f"model.path={model_folder}", f"data.path={folders}/plain"]
+    alone = run(world, [*common, f"output_dir={tmp_path}/alone"])
+    beside = run(world, [*common, f"output_dir={tmp_path}/beside", f"evaluate.compare={other.parent}"])
+    assert beside["compare"]["mean"]["map"]["theirs"] != pytest.approx(alone["metrics"]["map"])
+    assert (tmp_path / "alone/examples.json").read_text() == (tmp_path / "beside/examples.json").read_text()
+
+
 def test_what_cannot_be_compared_with_is_refused_before_anything_is_embedded(
     world, together, model_folder, beir_folder, folders, tmp_path, monkeypatch
 ):
