@@ -125,6 +125,14 @@ def test_pooling_length_and_precision_are_said_or_the_folders(folder, model_fold
     assert (fine * model.encode(TEXTS)).sum(1).min() < 0.99
 
 
+def test_the_random_numbers_of_the_caller_go_on_as_without_it(folder):
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    bgetrain.Embedder(folder, devices="cpu")
+    assert torch.equal(torch.rand(2), expected)
+
+
 README = """
 sentences_1 = ["样例数据-1", "样例数据-2"]
 sentences_2 = ["样例数据-3", "样例数据-4"]
