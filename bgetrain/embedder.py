@@ -82,7 +82,7 @@ class Embedder:
                 than the model has positions.
             passage_max_length: the same for passages and `encode`.
             convert_to_numpy: numpy arrays; else tensors on the first device.
-            truncate_dim: only the first so many numbers of each vector (Matryoshka), normalised after the cut.
+            truncate_dim: only the first so many numbers of each vector, normalised after the cut; None: the folder's, else all.
             passage_instruction_for_retrieval: put before passages by `encode_corpus`; None: the folder's prompt for documents.
             passage_instruction_format: as that of queries.
             batch_tokens: tokens that go through the model at once, instead of batch_size * 64. Where memory runs out it is
@@ -99,8 +99,8 @@ class Embedder:
         kind = torch.device(self.target_devices[0]).type
         self.precision = "bf16" if use_bf16 else "fp16" if use_fp16 and kind != "cpu" else "fp32"
         self._settings = Settings(
-            path, pooling_method, bool(trust_remote_code), self.precision, bool(normalize_embeddings), truncate_dim,
-            known.lower_case, self.target_devices[0], None,
+            path, pooling_method, bool(trust_remote_code), self.precision, bool(normalize_embeddings),
+            known.truncate_dim if truncate_dim is None else truncate_dim, known.lower_case, self.target_devices[0], None,
         )  # fmt: skip
         self._local: Ready = loading.load(self._settings)
         self.model_name_or_path, self.normalize_embeddings, self.convert_to_numpy = path, normalize_embeddings, convert_to_numpy
