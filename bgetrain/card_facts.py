@@ -82,7 +82,7 @@ def shape(model: Path) -> dict[str, Any]:
     config = read(model / "config.json")
     pooling = read(model / "1_Pooling/config.json")
     flags = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    word = {"mean": "mean", "lasttoken": "last"}.get(str(pooling.get("pooling_mode")), "cls")  # sentence-transformers 6 has one
+    word = {"mean": "mean", "lasttoken": "last", "last": "last"}.get(str(pooling.get("pooling_mode")), "cls")  # of version 6
     whole = read(model / "config_sentence_transformers.json")
     length = read(model / "sentence_bert_config.json").get("max_seq_length")
     parameters, dtype = weights_of(model)

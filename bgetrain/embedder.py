@@ -15,10 +15,9 @@ from bgetrain.cluster import crew
 from bgetrain.encoding import Plan
 from bgetrain.loading import Ready, Settings
 from bgetrain.logger import console
-from bgetrain.model import folder
+from bgetrain.model import folder, prompts
 
 PASS = 64  # tokens of a text for which `batch_size` is a count of texts; our choice: half of a paragraph
-DOCUMENTS = ("document", "passage", "corpus")  # prompts that sentence-transformers' encode_document looks for, in this order
 LENGTH = 512  # FlagModel's query_max_length and passage_max_length, for a folder that does not say
 
 
@@ -82,7 +81,7 @@ class Embedder:
                 than the model has positions.
             passage_max_length: the same for passages and `encode`.
             convert_to_numpy: numpy arrays; else tensors on the first device.
-            truncate_dim: only the first so many numbers of each vector (Matryoshka), normalised after the cut.
+            truncate_dim: only the first so many numbers of each vector, normalised after the cut; None: the folder's, else all.
             passage_instruction_for_retrieval: put before passages by `encode_corpus`; None: the folder's prompt for documents.
             passage_instruction_format: as that of queries.
             batch_tokens: tokens that go through the model at once, instead of batch_size * 64. Where memory runs out it is
@@ -95,12 +94,13 @@ class Embedder:
             check_positive(name, value)
         path = loading.located(model_name_or_path, cache_dir)
         known = folder.facts(Path(path))
+        own = prompts.chosen(known.prompts)
         self.target_devices = loading.devices_of(devices)
         kind = torch.device(self.target_devices[0]).type
         self.precision = "bf16" if use_bf16 else "fp16" if use_fp16 and kind != "cpu" else "fp32"
         self._settings = Settings(
-            path, pooling_method, bool(trust_remote_code), self.precision, bool(normalize_embeddings), truncate_dim,
-            known.lower_case, self.target_devices[0], None,
+            path, pooling_method, bool(trust_remote_code), self.precision, bool(normalize_embeddings),
+            known.truncate_dim if truncate_dim is None else truncate_dim, known.lower_case, self.target_devices[0], None,
         )  # fmt: skip
         self._local: Ready = loading.load(self._settings)
         self.model_name_or_path, self.normalize_embeddings, self.convert_to_numpy = path, normalize_embeddings, convert_to_numpy
@@ -110,11 +110,10 @@ class Embedder:
         self.query_max_length = self._length("query_max_length", query_max_length, default)
         self.passage_max_length = self._length("passage_max_length", passage_max_length, default)
         self.query_instruction_for_retrieval, self.query_instruction_format = instruction(
-            "query", query_instruction_for_retrieval, query_instruction_format, known.prompts.get("query")
+            "query", query_instruction_for_retrieval, query_instruction_format, own.query or None
         )
-        documents = next((known.prompts[name] for name in DOCUMENTS if name in known.prompts), None)
         self.passage_instruction_for_retrieval, self.passage_instruction_format = instruction(
-            "passage", passage_instruction_for_retrieval, passage_instruction_format, documents
+            "passage", passage_instruction_for_retrieval, passage_instruction_format, own.passage or None
         )
         self._turn = threading.RLock()
         self._workers: list[crew.Worker] = []

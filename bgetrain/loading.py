@@ -171,7 +171,9 @@ def load(settings: Settings) -> Ready:
         torch.set_num_threads(settings.threads)
     if settings.pooling not in (*POOLINGS, None):
         raise ValueError(f"pooling_method must be cls, mean or last, or None for the folder's own, got {settings.pooling!r}")
-    with in_our_words():
+    used = torch.cuda.is_initialized() or torch.device(settings.device).type == "cuda"  # a CPU's work starts no GPU
+    # the seed, which is for weights that a folder lacks, is not to be that of the caller
+    with in_our_words(), torch.random.fork_rng(range(torch.cuda.device_count()) if used else []):
         made = body.pretrained(
             settings.path,
             tokenizer=None,

@@ -125,6 +125,25 @@ def test_pooling_length_and_precision_are_said_or_the_folders(folder, model_fold
     assert (fine * model.encode(TEXTS)).sum(1).min() < 0.99
 
 
+def test_vectors_are_cut_where_the_folder_says_and_no_argument_does(folder, plain, tmp_path):
+    model = shutil.copytree(folder, tmp_path / "model")
+    (model / "config_sentence_transformers.json").write_text('{"truncate_dim": 8}')
+    expected = plain(TEXTS)[:, :8]
+    close(bgetrain.Embedder(model).encode(TEXTS), expected / np.linalg.norm(expected, axis=1, keepdims=True))
+    close(bgetrain.Embedder(model, truncate_dim=32).encode(TEXTS), plain(TEXTS))
+    (model / "config_sentence_transformers.json").write_text('{"truncate_dim": "8"}')
+    with pytest.raises(ValueError, match="truncate_dim must be above 0 or null, got '8'"):
+        bgetrain.Embedder(model)
+
+
+def test_the_random_numbers_of_the_caller_go_on_as_without_it(folder):
+    torch.manual_seed(7)
+    expected = torch.rand(2)
+    torch.manual_seed(7)
+    bgetrain.Embedder(folder, devices="cpu")
+    assert torch.equal(torch.rand(2), expected)
+
+
 README = """
 sentences_1 = ["样例数据-1", "样例数据-2"]
 sentences_2 = ["样例数据-3", "样例数据-4"]

@@ -31,18 +31,20 @@ class Facts(NamedTuple):
         prompts: name -> what is put before a text of that kind.
         max_len: tokens at which texts are cut; None: it does not say.
         lower_case: whether texts become lower case before they are tokenised, whatever the tokenizer does.
+        truncate_dim: the first numbers of a vector that are kept; None: all.
     """
 
     prompts: dict[str, str]
     max_len: int | None
     lower_case: bool
+    truncate_dim: int | None
 
 
 def facts(folder: Path) -> Facts:
     """Reads sentence-transformers' files, as its 5.x and 6.x write them; a folder without them says nothing.
 
     Raises:
-        ValueError: one of them is damaged.
+        ValueError: one of them is damaged, or says what it cannot.
     """
 
     def read(name: str) -> dict[str, Any]:
@@ -58,14 +60,18 @@ def facts(folder: Path) -> Facts:
         return found
 
     transformer = read("sentence_bert_config.json")
-    prompts = read("config_sentence_transformers.json").get("prompts") or {}
+    whole = read("config_sentence_transformers.json")
+    prompts, kept = whole.get("prompts") or {}, whole.get("truncate_dim")
     if not isinstance(prompts, dict) or not all(isinstance(each, str | None) for each in prompts.values()):
         raise ValueError(f"{folder / 'config_sentence_transformers.json'}: prompts must be texts by name, got {prompts!r}")
+    if kept is not None and (type(kept) is not int or kept < 1):
+        raise ValueError(f"{folder / 'config_sentence_transformers.json'}: truncate_dim must be above 0 or null, got {kept!r}")
     longest = transformer.get("max_seq_length")
     if longest is None and (folder / "modules.json").is_file():  # 6.x leaves it to the tokenizer
         longest = read("tokenizer_config.json").get("model_max_length")
-    known = {name: prompt for name, prompt in prompts.items() if prompt}
-    return Facts(known, int(longest) if isinstance(longest, int | float) else None, transformer.get("do_lower_case") is True)
+    known = {name: prompt or "" for name, prompt in prompts.items()}
+    max_len = int(longest) if isinstance(longest, int | float) else None
+    return Facts(known, max_len, transformer.get("do_lower_case") is True, kept)
 
 
 def save(

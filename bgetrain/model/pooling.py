@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 
+class FileUnknownError(ValueError):
+    """The hub cannot be reached to say whether a model has a file."""
+
+
 def pool(states: Tensor, mask: Tensor | None, pooling: str) -> Tensor:
     """Reduces each row to one vector.
 
@@ -55,8 +59,11 @@ def pooling_of(path: str) -> str:
     Raises:
         ValueError: a pooling that bgetrain does not have, or a file that cannot be reached.
     """
-    check_modules(path)
-    file = file_of(path, "1_Pooling/config.json")
+    try:
+        check_modules(file_of(path, "modules.json", optional=False))
+        file = file_of(path, "1_Pooling/config.json", optional=False)
+    except FileUnknownError as error:
+        raise ValueError(f"model.pooling=auto: {error}: set model.pooling") from error
     if not file:
         return "cls"
     config = json.loads(file.read_text("utf8"))
@@ -73,13 +80,12 @@ def pooling_of(path: str) -> str:
     return names[mode]
 
 
-def check_modules(path: str) -> None:
+def check_modules(file: Path | None) -> None:
     """Holds what sentence-transformers would run after the encoder against what bgetrain runs.
 
     Raises:
         ValueError: `modules.json` lists another module than Transformer, Pooling and Normalize.
     """
-    file = file_of(path, "modules.json")
     listed = json.loads(file.read_text("utf8")) if file else []
     others = [each["type"].rpartition(".")[2] for each in listed]
     others = [name for name in others if name not in ("Transformer", "Pooling", "Normalize")]
@@ -90,16 +96,30 @@ def check_modules(path: str) -> None:
         )
 
 
-def file_of(path: str, name: str) -> Path | None:
-    """Where a file of a folder or hub id lies on this machine; None where it has none."""
-    from huggingface_hub import hf_hub_download
+def file_of(path: str, name: str, *, optional: bool = True) -> Path | None:
+    """Where a file of a folder or hub id lies on this machine; None where it has none.
+
+    Args:
+        path: `~` is expanded.
+        name: within it.
+        optional: where the hub cannot be reached, a model that was downloaded is taken to have the files that lie here alone.
+
+    Raises:
+        FileUnknownError: nothing of the model lies here, or `optional` is False and the file does not.
+    """
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    if Path(path).is_dir():
-        return Path(path, name) if Path(path, name).is_file() else None
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder / name if (folder / name).is_file() else None
     try:
         return Path(hf_hub_download(path, name))
     except LocalEntryNotFoundError as error:
-        raise ValueError(f"model.pooling=auto: {name} of {path} cannot be reached on the hub: set model.pooling") from error
+        if try_to_load_from_cache(path, name) is _CACHED_NO_EXIST:  # asked for before, when the hub answered
+            return None
+        if optional and isinstance(try_to_load_from_cache(path, "config.json"), str):
+            return None
+        raise FileUnknownError(f"{name} of {path} is not on this machine and cannot be reached on the hub") from error
     except EntryNotFoundError:
         return None

@@ -1,8 +1,9 @@
 """What a model was trained to read before queries and passages."""
 
-import json
+from collections.abc import Mapping
 from typing import NamedTuple
 
+from bgetrain.model import folder
 from bgetrain.model.pooling import file_of
 
 PASSAGE_NAMES = ("document", "passage", "corpus")  # in the order of SentenceTransformer.encode_document
@@ -22,11 +23,9 @@ def prompts_of(path: str) -> Prompts:
         ValueError: a file that cannot be reached or is not of that form.
     """
     file = file_of(path, "config_sentence_transformers.json")
-    try:
-        known = (json.loads(file.read_text("utf8")).get("prompts") or {}) if file else {}
-        found = [next((known[name] for name in names if known.get(name)), "") for names in (("query",), PASSAGE_NAMES)]
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: cannot be read: {' '.join(str(error).split())}") from error
-    if not all(isinstance(each, str) for each in found):
-        raise ValueError(f"{file}: 'prompts' must be texts, got {found}")
-    return Prompts(*found)
+    return chosen(folder.facts(file.parent).prompts if file else {})
+
+
+def chosen(known: Mapping[str, str]) -> Prompts:
+    """What sentence-transformers takes of a folder's prompts: for documents the first name that is there, be it empty."""
+    return Prompts(known.get("query", ""), next((known[name] for name in PASSAGE_NAMES if name in known), ""))

@@ -80,7 +80,7 @@ def written(cfg: build.Config, asked: Wanted, made: Body, source: Source) -> dic
     path = cfg["model"].get("path")
     with results.written(cfg, "model") as target:
         exported.save(target, made, asked, source=path, keys=cfg["model"], query_instruction=source.query_instruction)
-        theirs = file_of(path, "README.md") if path and Path(path).is_dir() else None
+        theirs = file_of(path, "README.md") if path and Path(path).expanduser().is_dir() else None
         if theirs is not None and not card.is_ours(theirs):
             exported.take(path, target, ["README.md"])
             console.say(f"{target / 'README.md'} is that of {path}, which somebody has written; nothing is added to it")

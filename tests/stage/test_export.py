@@ -229,6 +229,38 @@ def test_a_card_that_somebody_wrote_is_kept(world, source, tmp_path):
     assert (tmp_path / "out/model/README.md").read_text() == "---\nlicense: mit\n---\nmine\n"
 
 
+def test_the_home_folder_can_be_written_as_a_tilde(world, source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(source, tmp_path / "mine")
+    (tmp_path / "mine/README.md").write_text("mine\n")
+    run(world, ['model.path="~/mine"', f"output_dir={tmp_path}/out"])
+    for name in ("sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json", "README.md"):
+        assert (tmp_path / "out/model" / name).read_bytes() == (tmp_path / "mine" / name).read_bytes(), name
+
+
+def test_a_model_that_was_downloaded_is_exported_without_the_hub(world, source, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    place = tmp_path / "models--some--model"
+    snapshot = place / "snapshots" / ("0" * 40)
+    shutil.copytree(source, snapshot)
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text("0" * 40)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    run(world, ["model.path=some/model", f"output_dir={tmp_path}/out"])
+    assert not (tmp_path / "out/model/spiece.model").exists()
+    assert (tmp_path / "out/model/sentence_bert_config.json").read_bytes() == (source / "sentence_bert_config.json").read_bytes()
+    (snapshot / "1_Pooling/config.json").unlink()  # it may be on the hub: cls would be a guess
+    words = r"model\.pooling=auto: 1_Pooling/config\.json of some/model is not on this machine and .*: set model\.pooling$"
+    with pytest.raises(ValueError, match=words):
+        run(world, ["model.path=some/model", f"output_dir={tmp_path}/guessed"])
+    run(world, ["model.path=some/model", f"output_dir={tmp_path}/said", "model.pooling=mean"])
+    missing = place / ".no_exist" / ("0" * 40) / "1_Pooling"  # where the hub has once answered that there is none
+    missing.mkdir(parents=True)
+    (missing / "config.json").touch()
+    run(world, ["model.path=some/model", f"output_dir={tmp_path}/known"])
+
+
 class Hub:
     """Stands for huggingface_hub.HfApi and keeps what it was asked."""
 
