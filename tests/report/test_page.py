@@ -1,7 +1,9 @@
 """The pages of runs and recipes: all that was logged is on them, nothing else is, and a fault of theirs is no fault of a run."""
 
+import importlib
 import json
 import math
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -199,6 +201,17 @@ def test_what_goes_wrong_with_a_page_is_one_line_and_no_failed_run(tmp_path, cap
         first == f"WARNING: {tmp_path}/gone/report.html was not written (FileNotFoundError: {tmp_path}/gone is no longer there)"
     )
     assert second == f"WARNING: {folder}/report.html was not written (OSError: [Errno 28] No space left on device)"
+
+
+def test_a_module_that_cannot_be_imported_ends_no_finished_run(tmp_path, capsys, monkeypatch):
+    folder = made(tmp_path / "run", PAIRS, [line(1, 1)], {})
+    for module in ("bgetrain.report.run", "bgetrain.card"):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delattr(importlib.import_module(module.rpartition(".")[0]), module.rpartition(".")[2], raising=False)
+    leave(folder)
+    assert [each.split(" was not")[0] for each in capsys.readouterr().err.splitlines()] == [
+        f"WARNING: {folder}/report.html", f"WARNING: {folder}/model/README.md",
+    ]  # fmt: skip
 
 
 def test_stage_report_writes_the_pages_of_what_a_folder_holds(recipe, capsys):
