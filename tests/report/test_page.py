@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from pages import PAIRS, Parsed, line, made, shown
 
-from bgetrain import cli, output, steps
+from bgetrain import card, cli, output, steps
 from bgetrain.report import ladder, plots, run, series
 from bgetrain.report.leave import leave
 
@@ -226,6 +226,26 @@ def test_stage_report_writes_the_pages_of_what_a_folder_holds(recipe, capsys):
     assert cli.main(["stage=report", f"output_dir={recipe}/empty"]) == 2
     (recipe / "empty").rmdir()
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_stage_report_passes_over_what_is_no_run_s_and_writes_cards_again(tmp_path, capsys, monkeypatch):
+    good = made(tmp_path / "z", PAIRS, [line(1, 1)], {})
+    made(tmp_path / ".hydra", PAIRS, [], None)  # hidden
+    for name, text in (("another", "db: mysql"), ("broken", "a: [")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "broken" / "provenance.json").write_text("{}")
+    bad = made(tmp_path / "bad", PAIRS, [], None)
+    (bad / "report.html").mkdir()  # where the page should be
+    cards = []
+    monkeypatch.setattr(card, "write", cards.append)
+    assert cli.main(["stage=report", f"output_dir={tmp_path}"]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [f"{good}/report.html"]
+    first, second = told.err.splitlines()
+    assert first.startswith(f"WARNING: {bad}/report.html was not written")
+    assert second == f"WARNING: {tmp_path}/broken/config.yaml: cannot be read: this is no folder of a run"
+    assert cards == [bad, good]
 
 
 def test_a_command_s_run_leaves_its_page_and_says_where_it_ran(model_folder, beir_folder, tmp_path):
