@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import yaml
 from pages import PAIRS, Parsed, line, made, shown
 
 from bgetrain import card, cli, output, steps
@@ -117,6 +118,12 @@ def test_a_figure_that_is_not_finite_leaves_a_gap_and_is_told(tmp_path):
     assert path.split('"')[0].count("M") == 2  # the line is taken up again after the gap
 
 
+def test_a_score_that_is_not_a_number_is_never_the_best():
+    lines = [{"step": step, "ndcg@10": score} for step, score in enumerate((math.nan, 0.1, 0.3, math.nan, 0.2))]
+    assert series.best_step(lines, {}, None) == 2
+    assert series.best_step(lines[:1], {}, None) is None
+
+
 def test_long_runs_are_thinned_to_means_with_a_band_that_holds_every_figure():
     draw = np.random.default_rng(0)
     values = draw.normal(size=5000)
@@ -168,6 +175,13 @@ def test_similarities_negatives_and_queries_are_shown_with_their_figures(tmp_pat
     for what in ("Before training", "After training", "positive mean 0.710", "negative mean 0.100", "negative 0.625 wrong one",
                  "rank 77, nDCG@10 0.125", "wanted", "of 8 training rows"):  # fmt: skip
         assert what in text, what
+    assert "of the last step" not in text
+    (folder / "result.json").write_text(json.dumps({"status": "done", "steps": 10, "training": {"best_step": 4.0}}))
+    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+    for model, is_told in (("best", True), ("last", False)):
+        cfg["evaluate"] |= {"every": 2, "model": model}
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+        assert ("of the last step, 10; model/ is step 4." in shown(folder).text) == is_told
     for broken in ({"similarity": {"edges": [1], "series": 3}}, {"hardest_negatives": [1, {}], "worst_queries": "x"}, []):
         (folder / "examples.json").write_text(json.dumps(broken))
         assert "Hardest" not in shown(folder).text
