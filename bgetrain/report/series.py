@@ -172,7 +172,7 @@ def best_step(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], met
     if told:
         return int(told)
     name = metric or next((each for each in ("ndcg@10", "held_out_loss") if any(each in line for line in lines)), None)
-    there = [(line.get(name), line["step"]) for line in lines] if name is not None else []
+    there = [(line[name], line["step"]) for line in lines if name is not None and name in line]
     scored = [(value, step) for value, step in there if is_number(value) and math.isfinite(value)]  # a score may be NaN
     if not scored or name is None:
         return None
