@@ -4,19 +4,43 @@ from pathlib import Path
 
 from bgetrain.report.safely import safely
 
+# Templates and plots are imported where they are used: of no use before, and one that cannot be imported fails no run.
+
 
 def leave(folder: Path) -> None:
     """Writes the card of the model in a finished run's folder, its page, and that of the recipe whose step it is.
 
     Args:
-        folder: of the run.
+        folder: of the run; where it is gone, one warning says so and nothing is written.
     """
-    from bgetrain import card, steps
-    from bgetrain.report import ladder, run  # templates and plots are of no use before
+    if not safely("report.html", page, folder) and not folder.is_dir():
+        return
+    safely("model/README.md", card, folder)  # of an evaluation: the card of the run beside it
+    if is_step(folder):
+        safely("report.html", ladder, folder.absolute().parent)
 
-    safely("model/README.md", card.write, folder)  # of an evaluation: the card of the run beside it
-    safely("report.html", run.write, folder)
-    above = folder.absolute().parent
-    known = steps.noted(above)
-    if known and folder.name in [step.name for step in known[1]]:
-        safely("report.html", ladder.write, above)
+
+def is_step(folder: Path) -> bool:
+    """Whether a run's folder is of a step of the recipe whose folder it is in."""
+    from bgetrain import steps
+
+    known = steps.noted(folder.absolute().parent)
+    return known is not None and folder.name in [step.name for step in known[1]]
+
+
+def card(folder: Path) -> None:
+    from bgetrain import card
+
+    card.write(folder)
+
+
+def page(folder: Path) -> None:
+    from bgetrain.report import run
+
+    run.write(folder)
+
+
+def ladder(folder: Path) -> None:
+    from bgetrain.report import ladder
+
+    ladder.write(folder)

@@ -239,9 +239,7 @@ def inline(svg: str, label: str, height: int) -> "Markup":
 
     body = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", body, flags=re.S)
-    body = re.sub(
-        r' id="(?:figure|axes|patch|text|line2d|matplotlib\.axis|xtick|ytick|FillBetween\w*|LineCollection\w*)_\d+"', "", body
-    )
+    body = re.sub(rf' id="(?:{PARTS})_\d+"', "", body)
     body = re.sub(r"font: ([\d.]+)px[^;\"]*;?", r"font-size: \1px;", body)
     body = re.sub(r" transform=\"rotate\(-0 [^\"]*\"| font-family: [^;\"]*;|<g/>|<defs>\s*</defs>", "", body)
     body = re.sub(r"(?<= d=\")[^\"]*", lambda found: rounded(found[0]), body)

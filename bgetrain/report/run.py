@@ -73,6 +73,7 @@ def contents(run: Run) -> dict[str, Any]:
         "drawings": [(name, data) for name in PICTURES if (data := embedded(run.folder / name))],
         "similarity": drawings.similarity(run.examples),
         "examples": reading(run.examples),
+        "kept": kept(run),
         "read": READ,
         "data": fingerprints(run.provenance),
         "packages": mapping(run.provenance.get("packages")),
@@ -80,6 +81,16 @@ def contents(run: Run) -> dict[str, Any]:
         "written": moment(time.time()),
         "files": [(name, what) for name, what in FILES.items() if (run.folder / name).is_file()],
     }
+
+
+def kept(run: Run) -> tuple[int, int] | None:
+    """The step whose weights are in `model/` and the last one, whose similarities are shown; None: they are the same."""
+    told, asked = mapping(run.result.get("training")), mapping(run.config.get("evaluate"))
+    if asked.get("every") is None or asked.get("model") != "best" or not is_number(told.get("best_step")):
+        return None  # stage/results.py's rule
+    known = (run.result.get("steps"), told.get("steps"), *(line["step"] for line in run.steps[-1:]))
+    best, last = int(told["best_step"]), next((int(each) for each in known if is_number(each)), None)
+    return (best, last) if best and last is not None and best != last else None
 
 
 def told(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Figures of `metrics.jsonl` as curves: which belong into one picture, and long ones thinned so that nothing is hidden."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -171,7 +172,8 @@ def best_step(lines: Sequence[Mapping[str, Any]], result: Mapping[str, Any], met
     if told:
         return int(told)
     name = metric or next((each for each in ("ndcg@10", "held_out_loss") if any(each in line for line in lines)), None)
-    scored = [(line[name], line["step"]) for line in lines if name is not None and is_number(line.get(name))]
+    there = [(line[name], line["step"]) for line in lines if name is not None and name in line]
+    scored = [(value, step) for value, step in there if is_number(value) and math.isfinite(value)]  # a score may be NaN
     if not scored or name is None:
         return None
     lower = "loss" in name.partition("/")[0]  # engine/best.py's rule

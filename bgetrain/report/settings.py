@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from bgetrain import config, output, selection, steps, usage
 from bgetrain.report.read import Run, mapping
 
-HIDDEN = ("_target_", "stage")  # keys that say nothing beside the options
 HIGHEST = 4  # folders above a path that may be a run's: checkpoints/step_9/model is three below
 SIDE = ("output_dir", "resume")  # of no weight in a command
 
@@ -47,10 +46,14 @@ def changed(run: Run) -> tuple[dict[str, str], list[output.Difference]]:
         raise ValueError(f"stage={name} is not known here")
     own = yaml.safe_load((selection.CONF / "stage" / f"{name}.yaml").read_text("utf8"))
     usual = {
-        key.removeprefix("/"): value for each in own.get("defaults", []) if isinstance(each, dict) for key, value in each.items()
+        key.removeprefix("/"): value
+        for key, value in (pair for each in own.get("defaults", []) if isinstance(each, dict) for pair in each.items())
     }
     usual |= {"cluster": "local", "logger": "none"}
-    found = {group: option_of(group, mapping(run.config.get(group)), option) for group, option in usual.items()}
+    found = {
+        group: option_of(group, mapping(run.config.get(group)), option, mapping(own.get(group)))
+        for group, option in usual.items()
+    }
     chosen = {group: option for group, option in found.items() if option != usual[group]}
     picked = (f"stage={name}", *(f"{group}={option}" for group, option in chosen.items()))
     try:
@@ -58,26 +61,51 @@ def changed(run: Run) -> tuple[dict[str, str], list[output.Difference]]:
     except config.FAULTS as error:
         raise ValueError(str(error)) from error
     told = output.differences(cfg, run.config)
-    return chosen, [each for each in told if each.key.rpartition(".")[2] not in HIDDEN and each.new != output.UNSET]
+    return chosen, [each for each in told if not is_hidden(each.key) and each.new != output.UNSET]
 
 
-def option_of(group: str, node: Mapping[str, Any], usual: str) -> str:
-    """The option of a group that a node was made from."""
-
-    def agreement(option: str) -> tuple[int, bool]:
-        known = yaml.safe_load((selection.CONF / group / f"{option}.yaml").read_text("utf8")) or {}
-        if known.get("_target_") != node.get("_target_"):
-            return -1, False
-        return sum(key in node and node[key] == value for key, value in known.items()), option == usual
-
-    return max([usual, *selection.options(group)], key=agreement)
+def is_hidden(key: str) -> bool:
+    """Whether a dotted key says nothing beside the options."""
+    return key.partition(".")[0] == "stage" or key.rpartition(".")[2] == "_target_"
 
 
-def command(run: Run, chosen: Mapping[str, str], told: list[output.Difference]) -> str:
-    """The command that a run's config amounts to."""
+def option_of(group: str, node: Mapping[str, Any], usual: str, own: Mapping[str, Any]) -> str:
+    """The option of a group that a node was made from: the one that differs from it in the fewest keys.
+
+    Args:
+        group: of conf/.
+        node: of a run's config.
+        usual: the option that the stage chooses itself, which is the answer where others are as near.
+        own: what the stage says of the group, whichever option it is (selection.fit_option).
+    """
+    known = {each: yaml.safe_load((selection.CONF / group / f"{each}.yaml").read_text("utf8")) or {}
+             for each in dict.fromkeys((usual, *selection.options(group)))}  # fmt: skip
+    fitting = [each for each in known if known[each].get("_target_") == node.get("_target_")]
+
+    def strangeness(option: str) -> tuple[int, bool, bool]:
+        values = known[option]
+        told = {key: value for key, value in own.items() if option == usual or key in values}
+        function = str(node.get("_target_")).rpartition(".")[2]
+        return len(output.differences({**values, **told}, node)), option != usual, option != function
+
+    return min(fitting, key=strangeness, default=usual)
+
+
+def command(run: Run, chosen: Mapping[str, str], told: list[output.Difference]) -> str | None:
+    """The command that a run's config amounts to; None: no command that is known here gives this config."""
     words = [f"stage={run.stage}", *(f"{group}={option}" for group, option in chosen.items())]
-    words += [f"{each.key}={usage.typed(each.new)}" for each in told if each.key not in SIDE]
-    return " ".join(["bgetrain", *map(shlex.quote, [*words, f"output_dir={run.config.get('output_dir', run.folder)}"])])
+    for each in told:
+        if each.key not in SIDE:
+            added = each.old == output.UNSET and not selection.in_mapping(run.config, each.key)
+            words.append(f"{'+' * added}{each.key}={usage.typed(each.new)}")
+    words.append(f"output_dir={usage.typed(run.config.get('output_dir', str(run.folder)))}")
+    try:
+        again = config.plain(words)
+    except config.FAULTS:
+        return None
+    if any(each.key not in SIDE for each in output.differences(again, run.config)):
+        return None
+    return " ".join(["bgetrain", *map(shlex.quote, words)])
 
 
 def parents(run: Run) -> list[Parent]:
@@ -87,7 +115,7 @@ def parents(run: Run) -> list[Parent]:
         folder = folder_of(value, run.folder) if key != "output_dir" else None
         if folder is not None and folder != run.folder and folder not in found:
             page = folder / "report.html"
-            found[folder] = Parent(key, folder.name, linked(page, run.folder), page.is_file())
+            found[folder] = Parent(key, folder.name, linked(page, run.folder), os.path.isfile(page))
     return list(found.values())
 
 
@@ -122,7 +150,8 @@ def folder_of(path: str, reader: Path) -> Path | None:
         for folder in (place, *list(place.parents)[:HIGHEST]):
             if folder == reader or (base == folder and base in reader.parents):
                 break
-            if place.exists() and (folder / "config.yaml").is_file() and (folder / "provenance.json").is_file():
+            # os.path: no error for what is too long or may not be read
+            if os.path.exists(place) and all(os.path.isfile(folder / name) for name in ("config.yaml", "provenance.json")):
                 return Path(os.path.normpath(folder))
     return None
 

@@ -19,12 +19,14 @@ class Table(NamedTuple):
         columns: heads.
         rows: as many cells each as there are columns.
         left_out: rows that are not shown.
+        columns_left_out: likewise.
     """
 
     title: str
     columns: list[str]
     rows: list[list[str]]
     left_out: int
+    columns_left_out: int = 0
 
 
 def of(node: Mapping[str, Any], title: str, depth: int = 0) -> list[Table]:
@@ -35,6 +37,7 @@ def of(node: Mapping[str, Any], title: str, depth: int = 0) -> list[Table]:
         title: of its own figures.
         depth: of the mapping in what is shown.
     """
+    node = beside_intervals(node)
     own = [[words(name), shown(value)] for name, value in node.items() if is_plain(value)]
     found = [table(title, ["", ""], own)] if own else []
     below = {name: value for name, value in node.items() if isinstance(value, Mapping) and value}
@@ -54,6 +57,33 @@ def of(node: Mapping[str, Any], title: str, depth: int = 0) -> list[Table]:
     return found
 
 
+def beside_intervals(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of an evaluation with the ends of their intervals beside them; `sets` goes where it repeats them."""
+    ends, sets = mapping(node.get("intervals")), node.get("sets")
+    found = {name: value for name, value in node.items() if name != "intervals" or not is_intervals(ends)}
+    if is_intervals(ends) and isinstance(node.get("metrics"), Mapping):
+        found["metrics"] = {
+            name: f"{shown(value)} ({interval(ends[name])})" if name in ends else value for name, value in node["metrics"].items()
+        }
+    elif is_intervals(ends):
+        found["intervals"] = {name: interval(value) for name, value in ends.items()}
+    if isinstance(sets, Mapping):
+        if len(sets) == 1 and "metrics" in node:
+            del found["sets"]
+        else:
+            found["sets"] = {name: beside_intervals(each) if isinstance(each, Mapping) else each for name, each in sets.items()}
+    return found
+
+
+def is_intervals(node: Mapping[str, Any]) -> bool:
+    """Whether each value is a low and a high end."""
+    return bool(node) and all(isinstance(each, list) and len(each) == 2 and all(map(is_number, each)) for each in node.values())
+
+
+def interval(ends: Sequence[float]) -> str:
+    return f"{shown(ends[0])} to {shown(ends[1])}"
+
+
 def side_by_side(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """A row for each key, a column for each mapping; or turned where there are more mappings than columns have room."""
     keys = list(next(iter(columns.values())))
@@ -68,7 +98,9 @@ def side_by_side(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
 def of_rows(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A row for each mapping of a list."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row) if all(is_plain(row.get(key)) for row in rows)]
-    return table(title, [words(key) for key in keys[:COLUMNS]], [[shown(row.get(key)) for key in keys[:COLUMNS]] for row in rows])
+    kept = keys[:COLUMNS]
+    made = table(title, [words(key) for key in kept], [[shown(row.get(key)) for key in kept] for row in rows])
+    return made._replace(columns_left_out=len(keys) - len(kept))
 
 
 def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:

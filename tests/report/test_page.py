@@ -1,78 +1,22 @@
 """The pages of runs and recipes: all that was logged is on them, nothing else is, and a fault of theirs is no fault of a run."""
 
+import importlib
 import json
 import math
-from html.parser import HTMLParser
+import sys
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 import yaml
-from omegaconf import OmegaConf
+from pages import PAIRS, Parsed, line, made, shown
 
-from bgetrain import cli, config, output, steps
-from bgetrain.report import ladder, plots, run, series, settings
+from bgetrain import card, cli, output, steps
+from bgetrain.report import ladder, plots, run, series
 from bgetrain.report.leave import leave
 
-VOID = {"meta", "br", "img", "link", "input", "hr"}
 NASTY = '<script>alert("1")</script> & <b>"quoted"</b>'
-PAIRS = ["stage=pairs", "data=synthetic", "model=tiny"]
-
-
-class Parsed(HTMLParser):
-    """What a page holds: every tag closed in its order, the texts, links, and ids."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.open, self.words, self.links, self.tags, self.attributes = [], [], [], [], []
-        self.feed(text)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += attrs
-        self.links += [value for name, value in attrs if tag == "a" and name == "href"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
-
-
-def made(folder: Path, overrides: list[str], lines: list[dict], result: dict | None) -> Path:
-    """The folder of a run as its stage leaves it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    cfg = OmegaConf.to_container(config.compose([*overrides, f"output_dir={folder}"]), resolve=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False))
-    session = {"began_at": 1000.0, "ranks": 2, "device": "cpu"}
-    (folder / "provenance.json").write_text(json.dumps({"packages": {"torch": "2.13.0"}, "sessions": [session]}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if result is not None:
-        (folder / "result.json").write_text(json.dumps({"stage": "x", "status": "done", "finished_at": 1090.0, **result}))
-    return folder
-
-
-def line(step: int, total: int, **more: float | None) -> dict:
-    figures = {"loss": 2.0 / step, "grad_norm": 1.5, "lr": 1e-5, "queries_per_second": 850.0, "tokens_per_second": 9000.0}
-    figures |= {"padding_ratio": 0.08, "memory_gb": 1.25, "epoch": 0.1, "seconds_left": 9.0, "progress_ratio": step / total}
-    return {"step": step, **figures, **more}
-
-
-def shown(folder: Path) -> Parsed:
-    run.write(folder)
-    return Parsed((folder / "report.html").read_text("utf8"))
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +118,12 @@ def test_a_figure_that_is_not_finite_leaves_a_gap_and_is_told(tmp_path):
     assert path.split('"')[0].count("M") == 2  # the line is taken up again after the gap
 
 
+def test_a_score_that_is_not_a_number_is_never_the_best():
+    lines = [{"step": step, "ndcg@10": score} for step, score in enumerate((math.nan, 0.1, 0.3, math.nan, 0.2))]
+    assert series.best_step(lines, {}, None) == 2
+    assert series.best_step(lines[:1], {}, None) is None
+
+
 def test_long_runs_are_thinned_to_means_with_a_band_that_holds_every_figure():
     draw = np.random.default_rng(0)
     values = draw.normal(size=5000)
@@ -225,6 +175,13 @@ def test_similarities_negatives_and_queries_are_shown_with_their_figures(tmp_pat
     for what in ("Before training", "After training", "positive mean 0.710", "negative mean 0.100", "negative 0.625 wrong one",
                  "rank 77, nDCG@10 0.125", "wanted", "of 8 training rows"):  # fmt: skip
         assert what in text, what
+    assert "of the last step" not in text
+    (folder / "result.json").write_text(json.dumps({"status": "done", "steps": 10, "training": {"best_step": 4.0}}))
+    cfg = yaml.safe_load((folder / "config.yaml").read_text())
+    for model, is_told in (("best", True), ("last", False)):
+        cfg["evaluate"] |= {"every": 2, "model": model}
+        (folder / "config.yaml").write_text(yaml.safe_dump(cfg))
+        assert ("of the last step, 10; model/ is step 4." in shown(folder).text) == is_told
     for broken in ({"similarity": {"edges": [1], "series": 3}}, {"hardest_negatives": [1, {}], "worst_queries": "x"}, []):
         (folder / "examples.json").write_text(json.dumps(broken))
         assert "Hardest" not in shown(folder).text
@@ -234,15 +191,6 @@ def test_the_histogram_s_bars_are_shares():
     svg = str(plots.histogram([0, 0.5, 1], {"a": [1, 3]}, span=(0, 1), name="x", label="x", axis="y"))
     assert ">80<" in svg.replace("\n", "") or ">60<" in svg.replace("\n", "")  # the axis reaches to 75 %
     assert ">100<" not in svg
-
-
-def test_the_command_on_a_page_composes_to_the_same_config(recipe, tmp_path):
-    import shlex
-
-    found = run.read.run(recipe / "pairs")
-    command = shlex.split(settings.command(found, *settings.changed(found)))
-    again = OmegaConf.to_container(config.compose(command[1:]), resolve=True)
-    assert output.differences(found.config, again) == []
 
 
 def test_a_run_that_was_cut_off_or_damaged_still_has_a_page(tmp_path):
@@ -269,6 +217,17 @@ def test_what_goes_wrong_with_a_page_is_one_line_and_no_failed_run(tmp_path, cap
     assert second == f"WARNING: {folder}/report.html was not written (OSError: [Errno 28] No space left on device)"
 
 
+def test_a_module_that_cannot_be_imported_ends_no_finished_run(tmp_path, capsys, monkeypatch):
+    folder = made(tmp_path / "run", PAIRS, [line(1, 1)], {})
+    for module in ("bgetrain.report.run", "bgetrain.card"):
+        monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.delattr(importlib.import_module(module.rpartition(".")[0]), module.rpartition(".")[2], raising=False)
+    leave(folder)
+    assert [each.split(" was not")[0] for each in capsys.readouterr().err.splitlines()] == [
+        f"WARNING: {folder}/report.html", f"WARNING: {folder}/model/README.md",
+    ]  # fmt: skip
+
+
 def test_stage_report_writes_the_pages_of_what_a_folder_holds(recipe, capsys):
     pages = sorted(recipe.rglob("report.html"))
     for page in pages:
@@ -281,6 +240,26 @@ def test_stage_report_writes_the_pages_of_what_a_folder_holds(recipe, capsys):
     assert cli.main(["stage=report", f"output_dir={recipe}/empty"]) == 2
     (recipe / "empty").rmdir()
     assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_stage_report_passes_over_what_is_no_run_s_and_writes_cards_again(tmp_path, capsys, monkeypatch):
+    good = made(tmp_path / "z", PAIRS, [line(1, 1)], {})
+    made(tmp_path / ".hydra", PAIRS, [], None)  # hidden
+    for name, text in (("another", "db: mysql"), ("broken", "a: [")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(text)
+    (tmp_path / "broken" / "provenance.json").write_text("{}")
+    bad = made(tmp_path / "bad", PAIRS, [], None)
+    (bad / "report.html").mkdir()  # where the page should be
+    cards = []
+    monkeypatch.setattr(card, "write", cards.append)
+    assert cli.main(["stage=report", f"output_dir={tmp_path}"]) == 0
+    told = capsys.readouterr()
+    assert told.out.splitlines() == [f"{good}/report.html"]
+    first, second = told.err.splitlines()
+    assert first.startswith(f"WARNING: {bad}/report.html was not written")
+    assert second == f"WARNING: {tmp_path}/broken/config.yaml: cannot be read: this is no folder of a run"
+    assert cards == [bad, good]
 
 
 def test_a_command_s_run_leaves_its_page_and_says_where_it_ran(model_folder, beir_folder, tmp_path):
