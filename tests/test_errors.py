@@ -57,7 +57,7 @@ MISTAKES = [
     ("stage=finetune +data@hydra.callbacks=synthetic", "data has no effect"),
     # options
     ("stage=fintune", "conf/stage has no option 'fintune'; did you mean finetune?"),
-    ("stage=", "valid: check, doctor, evaluate, filter, finetune, mine, pairs, plan, retromae, split, status, tokenizer"),
+    ("stage=", "valid: check, compare, doctor, evaluate, export, filter, finetune, mine, pairs, plan, report, retromae"),
     ("stage=null", "conf/stage has no option 'null'"),
     ("stage=finetune stage=pairs", "one command runs one stage"),
     ("data=jsonl", "stage is missing: add stage=NAME, one of "),
@@ -113,7 +113,7 @@ MISTAKES = [
     ("stage=finetune resume=yes", "resume must be auto or force or never, got 'yes'"),
     ("stage=finetune data=jsonl", "data.files is missing: add data.files=VALUE, a list such as [a, b] (Rows"),
     ("stage=finetune data=jsonl data.files=a.jsonl", "data.files must be a list such as [a, b], got 'a.jsonl'"),
-    ("stage=evaluate", "data.path is missing: add data.path=VALUE, text (A folder in BEIR layout"),
+    ("stage=evaluate", "data.path is missing: add data.path=VALUE, text or a list such as [a, b] (A folder in BEIR layout"),
     ("stage=mine mine.first=5 mine.last=3", "mine.first=5 must be below mine.last=3"),
     ("stage=mine mine.min_score=0.5 mine.max_score=0.5", "mine.min_score=0.5 must be below mine.max_score=0.5"),
     ("stage=finetune optim.lr=${foo}", "optim.lr: Interpolation key 'foo' not found"),

@@ -51,7 +51,7 @@ def run(folder: Path) -> Run:
     """
     folder = folder.absolute()
     try:
-        config = yaml.load((folder / "config.yaml").read_text("utf8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        config = yaml.safe_load((folder / "config.yaml").read_text("utf8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{folder}/config.yaml: cannot be read: this is no folder of a run") from error
     if not isinstance(config, dict) or not isinstance(config.get("stage"), dict):

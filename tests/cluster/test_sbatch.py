@@ -222,7 +222,7 @@ def test_a_requeue_that_was_killed_by_what_it_brought_about_was_none_that_was_re
 
 
 def test_a_job_that_is_interrupted_before_it_has_kept_anything_ends_at_last(here):
-    site = Site(here, "touch out/config.yaml out/metrics.jsonl; [ ! -e moves ] || touch out/part-1; exit 75")
+    site = Site(here, "sleep 0.02; touch out/config.yaml out/metrics.jsonl; [ ! -e moves ] || touch out/part-1; exit 75")
     script = sbatch.write(command(here / "out"), request(max_restarts=1))
     (here / "moves").touch()
     for _ in range(3):

@@ -167,7 +167,7 @@ def test_a_device_of_ones_own_and_a_shape_that_is_nowhere(capsys):
     [
         (["plan.gpu=h1000"], "did you mean h100?"),
         (["plan.gpuss=8"], "did you mean plan.gpus"),
-        (["plan.stage=pear"], "did you mean pairs?"),
+        (["plan.stage=pair"], "did you mean pairs?"),
         ([], "plan.stage is missing"),
         (["plan.stage=pairs", "globl_batch=8"], "did you mean global_batch?"),
         (["plan.stage=pairs", "recipe=quickstart"], "give one of the two"),
