@@ -89,3 +89,7 @@ def test_a_run_without_figures_is_refused(script, tmp_path):
     folder = finished(tmp_path / "mined", {"stage": "mine", "rows": 3})
     with pytest.raises(SystemExit, match="mine has no figures of retrieval"):
         script.main(["--docs", str(tmp_path), "add", str(folder)])
+
+
+def test_the_page_of_this_project_is_what_its_files_give(script):
+    script.main(["check"])
