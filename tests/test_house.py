@@ -16,7 +16,7 @@ ROOT = selection.PACKAGE
 FILES = sorted(ROOT.rglob("*.py"))
 # A file imports from a lower number or its own folder; two of the same number and different folders do not see each other.
 LAYERS = {
-    "__init__": 0, "types": 0, "sources": 0, "target": 0, "hub": 0, "progress": 0, "mteb_names": 0,
+    "__init__": 0, "types": 0, "sources": 0, "target": 0, "hub": 0, "progress": 0, "mteb_names": 0, "quiet": 0,
     "distributed": 1,
     "data": 2, "model": 2, "loss": 2, "optim": 2, "search": 2, "metric": 2, "cluster": 2, "logger": 2,
     "engine": 3, "forecast": 3,

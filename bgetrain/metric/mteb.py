@@ -1,12 +1,12 @@
 """The `mteb` package: the only file that imports it, which takes seconds."""
 
 import contextlib
-import logging
-import warnings
 from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from bgetrain import quiet as without
 
 
 def package() -> Any:
@@ -28,16 +28,11 @@ def quiet() -> Iterator[None]:
     import datasets
 
     barred = datasets.is_progress_bar_enabled()
-    logger = logging.getLogger("mteb")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without.quiet("mteb"):
             yield
     finally:
-        logger.setLevel(level)
         if barred:
             datasets.enable_progress_bars()
 

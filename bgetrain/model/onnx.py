@@ -4,11 +4,7 @@ The graph ends at `last_hidden_state` and stands in `onnx/model.onnx`: so senten
 text-embeddings-inference and transformers.js look for it, which pool and normalise by themselves.
 """
 
-import contextlib
 import inspect
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bgetrain.model.pooling import pool
+from bgetrain.quiet import quiet
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 18  # what torch's exporter writes by itself
@@ -98,7 +95,7 @@ def export(path: Path, backbone: Any, tokenizer: Any, *, pooling: str, max_posit
     size = sum(each.numel() * each.element_size() for each in backbone.parameters())
     axes = {0: "batch", 1: "sequence"}
     try:
-        with quiet():
+        with quiet("torch.onnx"):
             torch.onnx.export(
                 wrapped,
                 tuple(example),
@@ -161,17 +158,3 @@ def compared(path: Path, wrapped: States, batches: list[list[Tensor]], pooling: 
         cosine = min(cosine, lowest) if lowest == lowest else float("nan")
         texts += len(mask)
     return difference, cosine, texts
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the exporter's notes on packages that it could also use from the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
